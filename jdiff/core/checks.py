@@ -1,0 +1,111 @@
+"""Argument checks: one clear sentence, at factory or trace time."""
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def is_concrete(*arrays: Any) -> bool:
+  """Whether every leaf holds values now, so that they can be looked at."""
+  return not any(
+    isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arrays)
+  )
+
+
+def check_int(name: str, value: Any, minimum: int = 1) -> int:
+  """Returns `value` as an int, or says which integer was wanted."""
+  if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+    raise TypeError(
+      f"{name} must be an integer >= {minimum}, got {value!r} of type "
+      f"{type(value).__name__}."
+    )
+  if value < minimum:
+    raise ValueError(f"{name} must be >= {minimum}, got {value}.")
+  return int(value)
+
+
+def check_finite(name: str, value: Any, *, positive: bool = False) -> Any:
+  """Returns `value` if it is a finite (positive) number or a traced one."""
+  if isinstance(value, jax.core.Tracer):
+    return value
+  try:
+    number = float(value)
+  except (TypeError, ValueError):
+    raise TypeError(
+      f"{name} must be a finite number, got {value!r}."
+    ) from None
+  if not math.isfinite(number) or (positive and number <= 0):
+    kind = "positive and finite" if positive else "finite"
+    raise ValueError(f"{name} must be {kind}, got {value}.")
+  return value
+
+
+def check_shape(
+  name: str, array: Any, shape: Sequence[int | None], hint: str = ""
+) -> None:
+  """Raises unless `array.shape` matches; None in `shape` matches any size."""
+  given = np.shape(array)
+  if len(given) != len(shape) or any(
+    want is not None and want != got
+    for want, got in zip(shape, given, strict=False)
+  ):
+    wanted = "[" + ", ".join("*" if s is None else str(s) for s in shape) + "]"
+    raise ValueError(
+      f"{name} must have shape {wanted}, got {list(given)}."
+      + (f" {hint}" if hint else "")
+    )
+
+
+def check_tokens(name: str, tokens: Any, *, mask_id: int | None = None) -> None:
+  """Raises unless `tokens` are `[B, L]` integers, without the mask id.
+
+  The mask id can only be looked for where values are known; under a trace
+  that part is skipped.
+  """
+  dtype = jnp.result_type(tokens)
+  if not jnp.issubdtype(dtype, jnp.integer):
+    raise TypeError(f"{name} must be integer tokens, got dtype {dtype}.")
+  check_shape(name, tokens, (None, None))
+  if mask_id is not None and is_concrete(tokens):
+    if bool(np.any(np.asarray(tokens) == mask_id)):
+      raise ValueError(
+        f"{name} must hold no mask id, got mask_id={mask_id} among the data; "
+        "pass complete sequences, or a mask_id outside the vocabulary."
+      )
+
+
+def check_logits(
+  logits: Any, batch: int, sites: int, *, mask_id: int
+) -> None:
+  """Raises unless `logits` are `[batch, sites, V]`, mask column at `-inf`."""
+  check_shape(
+    "logits_fn's answer",
+    logits,
+    (batch, sites, None),
+    "It is [batch, sites asked for, vocabulary].",
+  )
+  vocab = np.shape(logits)[-1]
+  if 0 <= mask_id < vocab and is_concrete(logits):
+    column = np.asarray(logits[..., mask_id])
+    if np.any(column > -np.inf) or np.any(np.isnan(column)):
+      raise ValueError(
+        f"mask_id={mask_id} lies inside the vocabulary of {vocab} and its "
+        "logit is finite; wrap the network in ctmc.forbid_mask or pass a "
+        "mask_id outside the vocabulary."
+      )
+
+
+def check_key(key: Any) -> None:
+  """Raises unless `key` is a typed PRNG key or an array of them."""
+  if not (
+    isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+  ):
+    raise TypeError(
+      "key must be a typed PRNG key (jax.random.key(seed)), got "
+      f"{type(key).__name__}."
+    )

@@ -1,0 +1,160 @@
+"""Importance weights, in logs: the one place that normalises them.
+
+`log_weights` are `[N]`, unnormalised, in nats; computations are float32 or
+wider. Under `shard_map` or `pmap` pass `axis_name`: sums then run over all
+shards and every shard gets the global answer. On globally sharded arrays
+under `jit` leave it None. `-inf` entries are zero weights; if all are `-inf`
+the answers are NaN, which the trainer's guard reports.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jdiff.core import checks
+
+AxisName = str | tuple[str, ...] | None
+
+
+def normalise(log_weights: jax.Array, axis_name: AxisName = None) -> jax.Array:
+  """Self-normalised weights `[N]` that sum to one over every shard."""
+  log_weights = _wide(log_weights)
+  return jnp.exp(log_weights - _log_sum_exp(log_weights, axis_name))
+
+
+def log_mean_exp(
+  log_weights: jax.Array, axis_name: AxisName = None
+) -> jax.Array:
+  """`log((1/N) sum_n exp(log_weights_n))`, scalar."""
+  log_weights = _wide(log_weights)
+  num = _count(log_weights, axis_name)
+  return _log_sum_exp(log_weights, axis_name) - jnp.log(num)
+
+
+def log_z(log_weights: jax.Array, axis_name: AxisName = None) -> jax.Array:
+  """Estimate of `log Z`: consistent, its exponential unbiased; nats."""
+  return log_mean_exp(log_weights, axis_name)
+
+
+def log_z_se(log_weights: jax.Array, axis_name: AxisName = None) -> jax.Array:
+  """Delta-method standard error of `log_z`, `sqrt((N / ess - 1) / N)`."""
+  num = _count(log_weights, axis_name)
+  fraction = ess_fraction(log_weights, axis_name)
+  return jnp.sqrt(jnp.maximum(1 / fraction - 1, 0) / num)
+
+
+def elbo(log_weights: jax.Array, axis_name: AxisName = None) -> jax.Array:
+  """Mean log weight, a lower bound on `log Z` in expectation; nats."""
+  log_weights = _wide(log_weights)
+  return _sum(log_weights, axis_name) / _count(log_weights, axis_name)
+
+
+def ess(log_weights: jax.Array, axis_name: AxisName = None) -> jax.Array:
+  """Effective sample size `(sum w)^2 / sum w^2`, in `[1, N]`."""
+  return 1 / _sum(normalise(log_weights, axis_name) ** 2, axis_name)
+
+
+def ess_fraction(
+  log_weights: jax.Array, axis_name: AxisName = None
+) -> jax.Array:
+  """`ess / N`, in `[1/N, 1]`; `1 / ess_fraction -> 1 + chi2(P* || P)`."""
+  return ess(log_weights, axis_name) / _count(log_weights, axis_name)
+
+
+def expectation(
+  log_weights: jax.Array, values: jax.Array, axis_name: AxisName = None
+) -> tuple[jax.Array, jax.Array]:
+  """Self-normalised expectation of `values`, and its standard error.
+
+  Args:
+    log_weights: `[N]`.
+    values: `[N, ...]`.
+    axis_name: Mesh axis of a sharded `N`, inside `shard_map`.
+
+  Returns:
+    `(mean [...], se [...])`; the error is the delta method's
+    `sqrt(sum w^2 (f - mean)^2)`.
+  """
+  checks.check_shape("values", values, (*log_weights.shape, *values.shape[1:]))
+  weights = normalise(log_weights, axis_name)
+  weights = weights.reshape(weights.shape + (1,) * (values.ndim - 1))
+  mean = _sum(weights * values, axis_name)
+  return mean, jnp.sqrt(_sum((weights * (values - mean)) ** 2, axis_name))
+
+
+def resample(
+  key: jax.Array,
+  log_weights: jax.Array,
+  num_samples: int,
+  axis_name: AxisName = None,
+) -> jax.Array:
+  """Systematic resampling: `[num_samples]` int32 indices, unbiased.
+
+  Entry `n` is drawn `num_samples * w_n` times, rounded up or down. The
+  indices ascend; shuffle them where that matters.
+
+  Args:
+    key: PRNG key; consumed. Under `axis_name` the same key on every shard.
+    log_weights: `[N]`, the local shard under `axis_name`.
+    num_samples: Indices wanted, on each shard.
+    axis_name: Mesh axis of a sharded `N`; indices are then global, and the
+      draw is the one that a single device would make for all shards.
+  """
+  checks.check_int("num_samples", num_samples)
+  log_weights = _wide(log_weights)
+  shards, shard = 1, 0
+  if axis_name is not None:
+    shards = lax.axis_size(axis_name)
+    shard = lax.axis_index(axis_name)
+    log_weights = lax.all_gather(log_weights, axis_name, tiled=True)
+  cdf = jnp.cumsum(jax.nn.softmax(log_weights))
+  total = num_samples * shards
+  rank = shard * num_samples + jnp.arange(num_samples)
+  points = (rank + jax.random.uniform(key)) / total
+  # Rounding leaves the cdf's end near, not at, one.
+  index = jnp.searchsorted(cdf, points * cdf[-1], side="right")
+  return jnp.minimum(index, log_weights.shape[0] - 1).astype(jnp.int32)
+
+
+def temper(log_weights: jax.Array, exponent) -> jax.Array:
+  """`log(w ** exponent)`: converges to the law `P^(1-exponent) P*^exponent`.
+
+  Exact zeros stay zeros for every positive exponent.
+  """
+  return _wide(log_weights) * exponent
+
+
+def clip(
+  log_weights: jax.Array, max_ratio: float, axis_name: AxisName = None
+) -> jax.Array:
+  """Truncates weights at `max_ratio` times their mean.
+
+  Truncated importance sampling (Ionides, 2008): a finite `max_ratio` buys
+  variance for a bias that vanishes as it grows with `N`.
+  """
+  if not max_ratio > 0:
+    raise ValueError(f"max_ratio must be positive, got {max_ratio}.")
+  ceiling = log_mean_exp(log_weights, axis_name) + jnp.log(max_ratio)
+  return jnp.minimum(_wide(log_weights), ceiling)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+  return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
+
+
+def _sum(x: jax.Array, axis_name: AxisName) -> jax.Array:
+  total = jnp.sum(x, axis=0)
+  return total if axis_name is None else lax.psum(total, axis_name)
+
+
+def _count(x: jax.Array, axis_name: AxisName) -> jax.Array:
+  return _sum(jnp.ones(x.shape[0], jnp.float32), axis_name)
+
+
+def _log_sum_exp(x: jax.Array, axis_name: AxisName) -> jax.Array:
+  peak = lax.stop_gradient(jnp.max(x, axis=0))
+  if axis_name is not None:
+    # pmax has no derivative rule; a gathered maximum of constants needs none.
+    peak = jnp.max(lax.all_gather(peak, axis_name), axis=0)
+  safe = jnp.where(jnp.isfinite(peak), peak, 0)
+  return safe + jnp.log(_sum(jnp.exp(x - safe), axis_name))

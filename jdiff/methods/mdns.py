@@ -1,0 +1,383 @@
+"""MDNS: masked diffusion neural samplers (arXiv:2508.10684).
+
+A masked process is taught to sample `exp(log_prob) / Z` from `log_prob` alone
+by matching path measures. `W = log_ratio + log_prob + L log V` is the log
+importance weight of a rollout; `E[exp(W)] = Z` for every network. Four losses
+make `W` constant: RERF, LV and CE differentiate the path's log-probability,
+WDCE replaces it by a denoising estimate.
+
+Differs from the released code: `W` carries the whole `L log V`, so its
+normaliser is `Z`; any order law that ignores the network may be used; CE may
+subtract its control variate. Left out: LEAPS-style continuous-time variants.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jdiff.core import checks, replay, weights
+from jdiff.core import keys as keys_lib
+from jdiff.core import orders as orders_lib
+from jdiff.core.types import LogitsFn, Method, Params, Rollout, Target
+from jdiff.ctmc import corrupt as corrupt_lib
+from jdiff.ctmc import paths, uniform
+from jdiff.ctmc import rollout as rollout_lib
+from jdiff.elbo import denoising
+from jdiff.methods import wdce as wdce_lib
+from jdiff.schedules import masking
+
+PathLoss = Callable[..., jax.Array]
+"""`(log_weights [B], path_weights [B], axis_name) -> per_example [B]`."""
+
+
+class Batch(NamedTuple):
+  """Weighted terminal samples.
+
+  Attributes:
+    samples: `[B, L]` int32.
+    log_weights: `[B]` float32, `W` at collection.
+    order: `[B, G]` int32, or None for the uniform reference.
+  """
+
+  samples: jax.Array
+  log_weights: jax.Array
+  order: jax.Array | None
+
+
+def log_weights(rollout: Rollout, target: Target) -> jax.Array:
+  """`W [N]`: `log_ratio + log_prob + L log V`, with `E[exp(W)] = Z`."""
+  num_tokens, length = _discrete(target)
+  log_prob = jax.vmap(target.log_prob)(rollout.samples)
+  return rollout.log_ratio + log_prob + length * jnp.log(float(num_tokens))
+
+
+def rerf(log_weights, path_weights, axis_name=None) -> jax.Array:
+  """Relative-entropy loss with a mean baseline: `(W - mean W) W_theta`.
+
+  On policy its gradient is that of `KL(P_theta || P*)`, times `(B-1)/B`.
+  """
+  log_weights = lax.stop_gradient(log_weights)
+  advantage = log_weights - weights.elbo(log_weights, axis_name)
+  return advantage * path_weights
+
+
+def log_variance(log_weights, path_weights, axis_name=None) -> jax.Array:
+  """Log-variance loss: `(W_theta - mean W_theta)^2`; off-policy safe."""
+  del log_weights
+  return (path_weights - weights.elbo(path_weights, axis_name)) ** 2
+
+
+def cross_entropy(log_weights, path_weights, axis_name=None) -> jax.Array:
+  """Cross-entropy `B softmax(W) W_theta`: `KL(P* || P_theta)` plus a constant.
+  """
+  num = _count(log_weights, axis_name)
+  share = weights.normalise(lax.stop_gradient(log_weights), axis_name) * num
+  return share * path_weights
+
+
+def cross_entropy_cv(log_weights, path_weights, axis_name=None) -> jax.Array:
+  """`cross_entropy` with weights `softmax(W) - 1/B`.
+
+  The control variate is free, and right only on fresh on-policy samples with
+  the path's actual order, where `E[grad log p] = 0`.
+  """
+  return (
+    cross_entropy(log_weights, path_weights, axis_name) - path_weights
+  )
+
+
+def collector(
+  target: Target,
+  *,
+  logits_fn: LogitsFn,
+  mask_id: int,
+  num_samples: int,
+  order="random",
+  num_steps: int | None = None,
+) -> Callable[[Params, jax.Array], Batch]:
+  """`collect(params, key) -> Batch` from the masked process; no gradient."""
+  _, length = _discrete(target)
+
+  def collect(params, key):
+    rollout = rollout_lib.rollout(
+      lax.stop_gradient(params),
+      key,
+      logits_fn=logits_fn,
+      num_samples=num_samples,
+      length=length,
+      mask_id=mask_id,
+      num_steps=num_steps,
+      order=order,
+    )
+    return Batch(
+      rollout.samples, log_weights(rollout, target), rollout.order
+    )
+
+  return collect
+
+
+def path_method(
+  target: Target,
+  *,
+  logits_fn: LogitsFn,
+  mask_id: int,
+  num_samples: int,
+  loss: PathLoss = rerf,
+  order="random",
+  num_steps: int | None = None,
+  causal: bool = False,
+  num_terms: int | None = None,
+  max_log_weight: float | None = None,
+  axis_name: weights.AxisName = None,
+) -> Method:
+  """MDNS with a loss on the path: `rerf`, `log_variance`, `cross_entropy`.
+
+  Args:
+    target: A discrete target.
+    logits_fn: A `LogitsFn`.
+    mask_id: The mask token.
+    num_samples: Rollouts a batch.
+    loss: The loss on `(W, W_theta)`.
+    order: Order law of the rollouts.
+    num_steps: Steps of a random order.
+    causal: See `ctmc.path_log_prob`.
+    num_terms: Terms of the path's log-probability to differentiate; None
+      takes all.
+    max_log_weight: Clips `W - mean W` to this range (a robust start at the
+      price of a bias while it binds); None leaves `W` as it is.
+    axis_name: Mesh axis of a sharded batch, inside `shard_map`.
+
+  Returns:
+    A `Method`; `info` has `log_weights` statistics of the batch.
+
+  Raises:
+    ValueError: If the target is not discrete.
+  """
+  _, length = _discrete(target)
+  law = orders_lib.as_order(order, range(length), num_steps)
+  collect = collector(
+    target,
+    logits_fn=logits_fn,
+    mask_id=mask_id,
+    num_samples=num_samples,
+    order=law,
+  )
+
+  def loss_fn(params, key, batch):
+    log_policy = paths.path_log_prob(
+      params,
+      batch.samples,
+      batch.order,
+      law.num_revealed,
+      logits_fn=logits_fn,
+      mask_id=mask_id,
+      causal=causal,
+      key=key if num_terms is not None else None,
+      num_terms=num_terms,
+    )
+    log_w = lax.stop_gradient(batch.log_weights)
+    info = summary(log_w, axis_name)
+    if max_log_weight is not None:
+      mean = weights.elbo(log_w, axis_name)
+      log_w = mean + jnp.clip(log_w - mean, -max_log_weight, max_log_weight)
+    # W_theta has the value of W at the collecting parameters, and its own
+    # gradient; a subsampled path keeps the exact value.
+    path_weights = log_w - (log_policy - lax.stop_gradient(log_policy))
+    return loss(log_w, path_weights, axis_name), info
+
+  return Method(collect, loss_fn)
+
+
+def wdce_method(
+  target: Target,
+  *,
+  logits_fn: LogitsFn,
+  mask_id: int,
+  num_samples: int,
+  order="random",
+  num_steps: int | None = None,
+  draw_masks: corrupt_lib.DrawMasks | None = None,
+  axis_name: weights.AxisName = None,
+) -> Method:
+  """MDNS with WDCE; arguments as in `path_method` and `wdce.wdce`."""
+  collect = collector(
+    target,
+    logits_fn=logits_fn,
+    mask_id=mask_id,
+    num_samples=num_samples,
+    order=order,
+    num_steps=num_steps,
+  )
+
+  def loss_fn(params, key, batch):
+    per_example, info = wdce_lib.wdce(
+      params,
+      key,
+      batch.samples,
+      batch.log_weights,
+      logits_fn=logits_fn,
+      mask_id=mask_id,
+      draw_masks=draw_masks,
+      axis_name=axis_name,
+    )
+    return per_example, summary(batch.log_weights, axis_name) | info
+
+  return Method(collect, loss_fn)
+
+
+def udns_method(
+  target: Target,
+  *,
+  logits_fn: LogitsFn,
+  num_samples: int,
+  num_steps: int,
+  schedule: masking.MaskSchedule | None = None,
+  min_time: float = 1e-2,
+  axis_name: weights.AxisName = None,
+) -> Method:
+  """UDNS: the same interface with a uniform instead of a masked reference.
+
+  The network sees noisy tokens and `t`, and is fitted by weighted
+  cross-entropy on the clean tokens.
+  """
+  num_tokens, length = _discrete(target)
+  schedule = masking.linear() if schedule is None else schedule
+
+  def collect(params, key):
+    rollout = uniform.uniform_rollout(
+      lax.stop_gradient(params),
+      key,
+      logits_fn=logits_fn,
+      num_samples=num_samples,
+      length=length,
+      num_tokens=num_tokens,
+      num_steps=num_steps,
+      schedule=schedule,
+    )
+    return Batch(rollout.samples, log_weights(rollout, target), None)
+
+  def loss_fn(params, key, batch):
+    keys = keys_lib.per_example(key, batch.samples.shape[0])
+    t = jax.vmap(
+      lambda k: jax.random.uniform(jax.random.fold_in(k, 0), minval=min_time)
+    )(keys)
+    noisy = uniform.corrupt_uniform(
+      keys_lib.fold(keys, 1),
+      batch.samples,
+      schedule.mask_prob(t),
+      num_tokens=num_tokens,
+    )
+    log_probs = rollout_lib.log_softmax(logits_fn(params, noisy, t))
+    nll = -rollout_lib.pick(log_probs, batch.samples).sum(axis=1)
+    share = weights.normalise(batch.log_weights, axis_name)
+    num = _count(batch.log_weights, axis_name)
+    return share * num * nll, summary(batch.log_weights, axis_name)
+
+  return Method(collect, loss_fn)
+
+
+def denoising_loss(
+  params: Params,
+  key: jax.Array,
+  samples: jax.Array,
+  *,
+  logits_fn: LogitsFn,
+  mask_id: int,
+  draw_masks: corrupt_lib.DrawMasks | None = None,
+) -> jax.Array:
+  """DCE `[B]`: unit weights on true samples of the target."""
+  return denoising.masked_cross_entropy(
+    params,
+    key,
+    samples,
+    logits_fn=logits_fn,
+    mask_id=mask_id,
+    draw_masks=draw_masks,
+  )[0]
+
+
+def eubo(
+  params: Params,
+  key: jax.Array,
+  samples: jax.Array,
+  target: Target,
+  *,
+  logits_fn: LogitsFn,
+  mask_id: int,
+  order="random",
+  num_steps: int | None = None,
+) -> jax.Array:
+  """`W [N]` on true samples of the target, in orders drawn from the law.
+
+  Its mean is at least `log Z` in expectation: the one diagnostic that sees a
+  mode which the sampler has lost.
+  """
+  num_tokens, length = _discrete(target)
+  law = orders_lib.as_order(order, range(length), num_steps)
+  keys = keys_lib.per_example(key, samples.shape[0])
+  log_policy = paths.path_log_prob(
+    params,
+    samples,
+    jax.vmap(law.draw)(keys),
+    law.num_revealed,
+    logits_fn=logits_fn,
+    mask_id=mask_id,
+  )
+  return jax.vmap(target.log_prob)(samples) - log_policy
+
+
+def refresh(
+  collect: Callable[[Params, jax.Array], Batch],
+  params: Params,
+  key: jax.Array,
+  buffer: replay.ReplayState,
+  is_due: jax.Array,
+) -> replay.ReplayState:
+  """Adds a fresh batch to the buffer where `is_due`, else returns it."""
+  return lax.cond(
+    is_due,
+    lambda b: replay.add(b, collect(params, key)._replace(order=None)),
+    lambda b: b,
+    buffer,
+  )
+
+
+def draw_weighted(
+  key: jax.Array, buffer: replay.ReplayState, num_samples: int
+) -> Batch:
+  """Resamples the buffer by its weights: a batch with `log_weights = 0`."""
+  data: Any = buffer.data
+  log_w = jnp.where(replay.valid(buffer), data.log_weights, -jnp.inf)
+  index = weights.resample(key, log_w, num_samples)
+  return Batch(data.samples[index], jnp.zeros(num_samples), None)
+
+
+def summary(
+  log_weights: jax.Array, axis_name: weights.AxisName = None
+) -> dict[str, jax.Array]:
+  """`elbo`, `log_z` and `ess_fraction` of one batch of log-weights."""
+  return {
+    "elbo": weights.elbo(log_weights, axis_name),
+    "log_z": weights.log_z(log_weights, axis_name),
+    "ess_fraction": weights.ess_fraction(log_weights, axis_name),
+  }
+
+
+def _discrete(target: Target) -> tuple[int, int]:
+  if target.num_tokens is None or target.length is None:
+    raise ValueError(
+      "target must be discrete, with num_tokens and length; got "
+      f"num_tokens={target.num_tokens}, length={target.length}."
+    )
+  return (
+    checks.check_int("target.num_tokens", target.num_tokens, 2),
+    checks.check_int("target.length", target.length),
+  )
+
+
+def _count(x: jax.Array, axis_name: weights.AxisName) -> jax.Array:
+  num = jnp.float32(x.shape[0])
+  return num if axis_name is None else num * lax.axis_size(axis_name)
