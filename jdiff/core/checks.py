@@ -36,9 +36,7 @@ def check_finite(name: str, value: Any, *, positive: bool = False) -> Any:
   try:
     number = float(value)
   except (TypeError, ValueError):
-    raise TypeError(
-      f"{name} must be a finite number, got {value!r}."
-    ) from None
+    raise TypeError(f"{name} must be a finite number, got {value!r}.") from None
   if not math.isfinite(number) or (positive and number <= 0):
     kind = "positive and finite" if positive else "finite"
     raise ValueError(f"{name} must be {kind}, got {value}.")
@@ -79,9 +77,7 @@ def check_tokens(name: str, tokens: Any, *, mask_id: int | None = None) -> None:
       )
 
 
-def check_logits(
-  logits: Any, batch: int, sites: int, *, mask_id: int
-) -> None:
+def check_logits(logits: Any, batch: int, sites: int, *, mask_id: int) -> None:
   """Raises unless `logits` are `[batch, sites, V]`, mask column at `-inf`."""
   check_shape(
     "logits_fn's answer",
@@ -103,7 +99,8 @@ def check_logits(
 def check_key(key: Any) -> None:
   """Raises unless `key` is a typed PRNG key or an array of them."""
   if not (
-    isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    isinstance(key, jax.Array)
+    and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
   ):
     raise TypeError(
       "key must be a typed PRNG key (jax.random.key(seed)), got "

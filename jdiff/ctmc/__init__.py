@@ -1,17 +1,18 @@
 """The masked process: corrupt, roll out, weigh the path."""
 
 from jdiff.core.orders import Order, blocks, uniform
-from jdiff.ctmc.corrupt import bernoulli_masks, corrupt, count_masks
+from jdiff.ctmc.flips import corrupt_uniform, uniform_rollout
 from jdiff.ctmc.logits import forbid_mask, precondition, validate
+from jdiff.ctmc.masks import bernoulli_masks, corrupt, count_masks
 from jdiff.ctmc.paths import path_log_prob, path_log_ratio
-from jdiff.ctmc.rollout import rollout
-from jdiff.ctmc.uniform import uniform_rollout
+from jdiff.ctmc.reveal import rollout
 
 __all__ = [
   "Order",
   "bernoulli_masks",
   "blocks",
   "corrupt",
+  "corrupt_uniform",
   "count_masks",
   "forbid_mask",
   "path_log_prob",

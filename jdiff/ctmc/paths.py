@@ -14,7 +14,7 @@ from jdiff.core import checks, orders
 from jdiff.core import keys as keys_lib
 from jdiff.core.types import LogitsFn, Params
 from jdiff.ctmc import logits as logits_lib
-from jdiff.ctmc.rollout import log_softmax, pick, segment_sites
+from jdiff.ctmc.reveal import log_softmax, pick, segment_sites
 
 
 def path_log_prob(
@@ -66,7 +66,13 @@ def path_log_prob(
       raise ValueError("num_terms needs a key, got key=None.")
     keys = keys_lib.per_example(key, num_samples)
     return _subsampled(
-      policy, samples, order, num_revealed, mask_id, temperature, keys,
+      policy,
+      samples,
+      order,
+      num_revealed,
+      mask_id,
+      temperature,
+      keys,
       checks.check_int("num_terms", num_terms),
     )
   if causal:
@@ -106,8 +112,14 @@ def path_log_ratio(
   """
   options = dict(mask_id=mask_id, causal=causal, num_terms=num_terms)
   log_policy = path_log_prob(
-    params, samples, order, num_revealed,
-    logits_fn=logits_fn, temperature=temperature, key=key, **options,
+    params,
+    samples,
+    order,
+    num_revealed,
+    logits_fn=logits_fn,
+    temperature=temperature,
+    key=key,
+    **options,
   )
   if ref_params is None and ref_logits_fn is None:
     num_tokens = logits_lib.validate(
@@ -115,9 +127,13 @@ def path_log_ratio(
     )
     return -order.shape[-1] * jnp.log(float(num_tokens)) - log_policy
   log_ref = path_log_prob(
-    ref_params, samples, order, num_revealed,
+    ref_params,
+    samples,
+    order,
+    num_revealed,
     logits_fn=logits_fn if ref_logits_fn is None else ref_logits_fn,
-    key=key, **options,
+    key=key,
+    **options,
   )
   return log_ref - log_policy
 

@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jdiff.core.types import LogitsFn, Params
-from jdiff.ctmc import corrupt as corrupt_lib
-from jdiff.ctmc import rollout as rollout_lib
+from jdiff.ctmc import masks, reveal
 
 
 def masked_cross_entropy(
@@ -15,7 +14,7 @@ def masked_cross_entropy(
   *,
   logits_fn: LogitsFn,
   mask_id: int,
-  draw_masks: corrupt_lib.DrawMasks | None = None,
+  draw_masks: masks.DrawMasks | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Estimates `-log p(path)` of each sequence, averaged over random orders.
 
@@ -39,14 +38,14 @@ def masked_cross_entropy(
     "MDNS" (arXiv:2508.10684), the WDCE loss; the `1/m` form is its exact
     rewriting over mask counts.
   """
-  masked, mask, weight = corrupt_lib.corrupt(
+  masked, mask, weight = masks.corrupt(
     key, tokens, mask_id=mask_id, draw_masks=draw_masks
   )
   batch, num_masks, length = masked.shape
   t = mask.mean(axis=2, dtype=jnp.float32).reshape(-1)
   logits = logits_fn(params, masked.reshape(-1, length), t)
   values = jnp.broadcast_to(tokens[:, None], masked.shape).reshape(-1, length)
-  terms = rollout_lib.pick(rollout_lib.log_softmax(logits), values)
+  terms = reveal.pick(reveal.log_softmax(logits), values)
   terms = jnp.where(mask, -terms.reshape(masked.shape), 0)
   nll = jnp.mean(weight * terms.sum(axis=2), axis=1)
   return nll, {"nfe": jnp.full(batch, num_masks, jnp.int32)}

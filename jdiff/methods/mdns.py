@@ -22,9 +22,7 @@ from jdiff.core import checks, replay, weights
 from jdiff.core import keys as keys_lib
 from jdiff.core import orders as orders_lib
 from jdiff.core.types import LogitsFn, Method, Params, Rollout, Target
-from jdiff.ctmc import corrupt as corrupt_lib
-from jdiff.ctmc import paths, uniform
-from jdiff.ctmc import rollout as rollout_lib
+from jdiff.ctmc import flips, masks, paths, reveal
 from jdiff.elbo import denoising
 from jdiff.methods import wdce as wdce_lib
 from jdiff.schedules import masking
@@ -71,8 +69,7 @@ def log_variance(log_weights, path_weights, axis_name=None) -> jax.Array:
 
 
 def cross_entropy(log_weights, path_weights, axis_name=None) -> jax.Array:
-  """Cross-entropy `B softmax(W) W_theta`: `KL(P* || P_theta)` plus a constant.
-  """
+  """Cross-entropy `B softmax(W) W_theta`: `KL(P* || P_theta)` plus a constant."""
   num = _count(log_weights, axis_name)
   share = weights.normalise(lax.stop_gradient(log_weights), axis_name) * num
   return share * path_weights
@@ -84,9 +81,7 @@ def cross_entropy_cv(log_weights, path_weights, axis_name=None) -> jax.Array:
   The control variate is free, and right only on fresh on-policy samples with
   the path's actual order, where `E[grad log p] = 0`.
   """
-  return (
-    cross_entropy(log_weights, path_weights, axis_name) - path_weights
-  )
+  return cross_entropy(log_weights, path_weights, axis_name) - path_weights
 
 
 def collector(
@@ -102,7 +97,7 @@ def collector(
   _, length = _discrete(target)
 
   def collect(params, key):
-    rollout = rollout_lib.rollout(
+    rollout = reveal.rollout(
       lax.stop_gradient(params),
       key,
       logits_fn=logits_fn,
@@ -112,9 +107,7 @@ def collector(
       num_steps=num_steps,
       order=order,
     )
-    return Batch(
-      rollout.samples, log_weights(rollout, target), rollout.order
-    )
+    return Batch(rollout.samples, log_weights(rollout, target), rollout.order)
 
   return collect
 
@@ -199,7 +192,7 @@ def wdce_method(
   num_samples: int,
   order="random",
   num_steps: int | None = None,
-  draw_masks: corrupt_lib.DrawMasks | None = None,
+  draw_masks: masks.DrawMasks | None = None,
   axis_name: weights.AxisName = None,
 ) -> Method:
   """MDNS with WDCE; arguments as in `path_method` and `wdce.wdce`."""
@@ -247,7 +240,7 @@ def udns_method(
   schedule = masking.linear() if schedule is None else schedule
 
   def collect(params, key):
-    rollout = uniform.uniform_rollout(
+    rollout = flips.uniform_rollout(
       lax.stop_gradient(params),
       key,
       logits_fn=logits_fn,
@@ -264,14 +257,14 @@ def udns_method(
     t = jax.vmap(
       lambda k: jax.random.uniform(jax.random.fold_in(k, 0), minval=min_time)
     )(keys)
-    noisy = uniform.corrupt_uniform(
+    noisy = flips.corrupt_uniform(
       keys_lib.fold(keys, 1),
       batch.samples,
       schedule.mask_prob(t),
       num_tokens=num_tokens,
     )
-    log_probs = rollout_lib.log_softmax(logits_fn(params, noisy, t))
-    nll = -rollout_lib.pick(log_probs, batch.samples).sum(axis=1)
+    log_probs = reveal.log_softmax(logits_fn(params, noisy, t))
+    nll = -reveal.pick(log_probs, batch.samples).sum(axis=1)
     share = weights.normalise(batch.log_weights, axis_name)
     num = _count(batch.log_weights, axis_name)
     return share * num * nll, summary(batch.log_weights, axis_name)
@@ -286,7 +279,7 @@ def denoising_loss(
   *,
   logits_fn: LogitsFn,
   mask_id: int,
-  draw_masks: corrupt_lib.DrawMasks | None = None,
+  draw_masks: masks.DrawMasks | None = None,
 ) -> jax.Array:
   """DCE `[B]`: unit weights on true samples of the target."""
   return denoising.masked_cross_entropy(

@@ -11,7 +11,7 @@ from jax import lax
 
 from jdiff.core import checks, weights
 from jdiff.core.types import LogitsFn, Params
-from jdiff.ctmc import corrupt as corrupt_lib
+from jdiff.ctmc import masks
 from jdiff.elbo import denoising
 
 
@@ -23,7 +23,7 @@ def wdce(
   *,
   logits_fn: LogitsFn,
   mask_id: int,
-  draw_masks: corrupt_lib.DrawMasks | None = None,
+  draw_masks: masks.DrawMasks | None = None,
   axis_name: weights.AxisName = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The loss of each sample; its mean is `E_{P*}[-log p_theta(path)]`.
@@ -47,8 +47,12 @@ def wdce(
   """
   checks.check_shape("log_weights", log_weights, (samples.shape[0],))
   nll, info = denoising.masked_cross_entropy(
-    params, key, samples,
-    logits_fn=logits_fn, mask_id=mask_id, draw_masks=draw_masks,
+    params,
+    key,
+    samples,
+    logits_fn=logits_fn,
+    mask_id=mask_id,
+    draw_masks=draw_masks,
   )
   num = jnp.float32(samples.shape[0])
   if axis_name is not None:

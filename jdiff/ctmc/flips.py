@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jdiff.core import checks
 from jdiff.core import keys as keys_lib
 from jdiff.core.types import LogitsFn, Params, Rollout
-from jdiff.ctmc.rollout import _anchor, log_softmax, pick
+from jdiff.ctmc.reveal import _anchor, log_softmax, pick
 from jdiff.schedules import masking
 
 
