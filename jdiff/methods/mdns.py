@@ -69,7 +69,7 @@ def log_variance(log_weights, path_weights, axis_name=None) -> jax.Array:
 
 
 def cross_entropy(log_weights, path_weights, axis_name=None) -> jax.Array:
-  """Cross-entropy `B softmax(W) W_theta`: `KL(P* || P_theta)` plus a constant."""
+  """Cross-entropy `B softmax(W) W_theta`: `KL(P* || P_theta) + const`."""
   num = _count(log_weights, axis_name)
   share = weights.normalise(lax.stop_gradient(log_weights), axis_name) * num
   return share * path_weights
@@ -302,6 +302,7 @@ def eubo(
   mask_id: int,
   order="random",
   num_steps: int | None = None,
+  causal: bool = False,
 ) -> jax.Array:
   """`W [N]` on true samples of the target, in orders drawn from the law.
 
@@ -318,6 +319,7 @@ def eubo(
     law.num_revealed,
     logits_fn=logits_fn,
     mask_id=mask_id,
+    causal=causal,
   )
   return jax.vmap(target.log_prob)(samples) - log_policy
 

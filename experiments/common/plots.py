@@ -1,0 +1,77 @@
+"""Figures of experiments, written as PNG files."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+
+
+def lattices(path, panels, size):
+  """Rows of square-lattice configurations, one row of pictures a source.
+
+  Args:
+    path: File to write.
+    panels: `{label: [n, size * size] int}`.
+    size: Lattice side.
+  """
+  columns = min(8, min(len(p) for p in panels.values()))
+  figure, axes = plt.subplots(
+    len(panels), columns, figsize=(columns, 1.2 * len(panels)), squeeze=False
+  )
+  top = max(int(p.max()) for p in panels.values())
+  for row, (label, configurations) in zip(axes, panels.items(), strict=True):
+    for axis, x in zip(row, configurations[:columns], strict=True):
+      axis.imshow(x.reshape(size, size), cmap="viridis", vmin=0, vmax=top)
+      axis.set_xticks([])
+      axis.set_yticks([])
+    row[0].set_ylabel(label)
+  _save(figure, path)
+
+
+def correlations(path, curves):
+  """Two-point correlation against distance: `{label: (mean, se or None)}`."""
+  figure, axis = plt.subplots(figsize=(4.5, 3.2))
+  for label, (mean, se) in curves.items():
+    r = np.arange(1, len(mean) + 1)
+    if se is None:
+      axis.plot(r, mean, "k--", label=label)
+    else:
+      axis.errorbar(r, mean, yerr=2 * np.asarray(se), fmt="o", label=label)
+  axis.set_xlabel("distance r (sites)")
+  axis.set_ylabel("two-point correlation")
+  axis.legend()
+  _save(figure, path)
+
+
+def training(path, history, *, log_z=None):
+  """ESS fraction and log Z against the step, with the exact log Z if known.
+
+  Args:
+    path: File to write.
+    history: Records of `metrics.jsonl`.
+    log_z: Exact value, or None.
+  """
+  figure, axes = plt.subplots(1, 2, figsize=(8, 3.2))
+  for axis, name in zip(axes, ("ess_fraction", "log_z"), strict=True):
+    for prefix, style in (("", "-"), ("eval/", "o")):
+      points = [
+        (h["step"], h[prefix + name]) for h in history if prefix + name in h
+      ]
+      if points:
+        label = "fresh rollouts, EMA" if prefix else "training batch"
+        axis.plot(*zip(*points, strict=True), style, ms=3, label=label)
+    axis.set_xlabel("step")
+    axis.set_title(name)
+  if log_z is not None:
+    axes[1].axhline(log_z, color="k", ls="--", label="exact")
+  for axis in axes:
+    axis.legend()
+  _save(figure, path)
+
+
+def _save(figure, path):
+  figure.tight_layout()
+  figure.savefig(path, dpi=120)
+  plt.close(figure)

@@ -1,0 +1,1 @@
+"""MDNS: masked samplers of lattice models."""
