@@ -70,9 +70,7 @@ def build(config: ml_collections.ConfigDict) -> training.Experiment:
         config.num_masks, antithetic=config.antithetic
       )
       if config.mask_law == "count"
-      else ctmc.bernoulli_masks(
-        config.num_masks, antithetic=config.antithetic
-      ),
+      else ctmc.bernoulli_masks(config.num_masks, antithetic=config.antithetic),
       **shared,
     )
 

@@ -106,7 +106,9 @@ class Evaluator:
     panels = {"jdiff": samples[:count]}
     curves = {}
     if "correlation" in observed:
-      mean, se = weights.expectation(log_w, jnp.asarray(observed["correlation"]))
+      mean, se = weights.expectation(
+        log_w, jnp.asarray(observed["correlation"])
+      )
       curves["reweighted estimate"] = (mean, se)
     exact = self._exact()
     if exact.get("correlation") is not None:

@@ -22,6 +22,7 @@ class TimeEmbedding(nn.Module):
 
   @nn.compact
   def __call__(self, t: jax.Array) -> jax.Array:
+    """Embeds times `[B]`."""
     # Angles stay float32: bfloat16 cannot tell neighbouring times apart.
     octaves = jnp.linspace(0.0, math.log(1e3), self.num_frequencies)
     angle = t.astype(jnp.float32)[:, None] * jnp.exp(octaves)[None]
@@ -62,7 +63,7 @@ def as_network(module: nn.Module, length: int) -> Network:
     tokens: jax.Array,
     t: jax.Array,
     sites: Sites | None = None,
-  ) -> jax.Array:
+  ) -> Any:
     checks.check_tokens("tokens", tokens)
     batch = tokens.shape[0]
     checks.check_shape("tokens", tokens, (batch, length))

@@ -29,7 +29,8 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
       batch statistics), which a pure function cannot carry.
   """
   abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
-  graph, like, rest = nnx.split(abstract, nnx.Param, ...)
+  graph, *states = nnx.split(abstract, nnx.Param, ...)
+  like, rest = states
   if jax.tree.leaves(rest):
     names = ["/".join(map(str, path)) for path, _ in rest.flat_state()]
     raise ValueError(

@@ -1,0 +1,31 @@
+"""Scales a target's log-density: annealing in the inverse temperature."""
+
+import jax
+
+from jdiff.core.types import Target
+
+
+def temper(target: Target, scale: float | jax.Array) -> Target:
+  """The target with `log_prob` and its conditionals' logits times `scale`.
+
+  Args:
+    target: Any target.
+    scale: Positive; may be traced, so that a jitted step can anneal.
+
+  Returns:
+    A target without `log_z`, `exact` and `sample`, which no longer hold.
+  """
+  conditional = None
+  if target.conditional is not None:
+
+    def conditional(tokens, sites=None):
+      logits, known = target.conditional(tokens, sites)
+      return scale * logits, known
+
+  return target._replace(
+    log_prob=lambda x: scale * target.log_prob(x),
+    conditional=conditional,
+    log_z=None,
+    exact=None,
+    sample=None,
+  )

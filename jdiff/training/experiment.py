@@ -1,0 +1,53 @@
+"""What an experiment gives to the loop: a record of pure functions."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jdiff.training.state import TrainState
+
+
+def _ema(state: TrainState) -> Any:
+  return state.ema
+
+
+class Experiment(NamedTuple):
+  """The parts of one experiment.
+
+  `init`, `step` and `collect` are pure; the loop jits them, lays the state
+  over the mesh and donates it. The other functions are called on the host,
+  under the mesh (`jax.set_mesh`), and jit what they like.
+
+  Attributes:
+    init: `init(key) -> TrainState`.
+    step: `step(state, batch) -> (state, metrics)`: one optimiser step, which
+      advances `state.step` by one. `metrics` is a flat dict of scalars. With
+      no `batches` and no `collect` the batch is None.
+    evaluate: `evaluate(params, key, *, final) -> metrics`, every `eval_every`
+      steps and at the end (`final=True`: use more samples). Each value is a
+      number or `{"value", "se", "exact"}`, the last two optional. A metric
+      called `"nfe"`, network evaluations a sample, becomes the report's
+      `nfe`.
+    apply: The network, `apply(params, ...)`, for `load`.
+    params: `params(state) -> params` to evaluate; by default the average.
+    sample: `sample(params, key, num_samples) -> array`, for `load.sample`.
+    collect: `collect(state) -> (state, rollout)`, or `collect(state, batch)`
+      where `batches` is given. Its state must not advance `state.step`.
+    host: `host(rollout) -> arrays`: any Python, on NumPy arrays; a pure
+      function of the rollout, or a resumed run differs. `step` then gets
+      `(rollout, arrays)` as its batch, `(rollout, None)` without `host`.
+    batches: `batches(step) -> batch`: the global batch of that step (0 is
+      the first), a pure function of the step, NumPy or JAX arrays.
+    figures: `figures(params, key, directory, history)` writes PNGs;
+      `history` is the list of records in `metrics.jsonl`.
+  """
+
+  init: Callable[..., TrainState]
+  step: Callable[..., tuple[TrainState, dict[str, Any]]]
+  evaluate: Callable[..., dict[str, Any]]
+  apply: Callable[..., Any] | None = None
+  params: Callable[[TrainState], Any] = _ema
+  sample: Callable[..., Any] | None = None
+  collect: Callable[..., tuple[TrainState, Any]] | None = None
+  host: Callable[[Any], Any] | None = None
+  batches: Callable[[int], Any] | None = None
+  figures: Callable[..., None] | None = None

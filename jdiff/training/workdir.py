@@ -1,0 +1,167 @@
+"""What a working directory holds beside checkpoints and metrics."""
+
+import contextlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import ml_collections
+from jax.experimental.compilation_cache import compilation_cache
+
+from jdiff.core import checks
+
+CONFIG, METRICS, REPORT = "config.json", "metrics.jsonl", "report.json"
+CHECKPOINTS, FIGURES, CACHE = "checkpoints", "figures", "xla_cache"
+
+_STRINGS = ("experiment", "variant", "name")
+_COUNTS = ("num_steps", "log_every", "eval_every", "checkpoint_every")
+
+
+def checked_config(
+  config: ml_collections.ConfigDict | Mapping[str, Any],
+) -> ml_collections.ConfigDict:
+  """A frozen copy of a config whose fields the loop can rely on.
+
+  Raises:
+    ValueError: If a field of the loop is missing or out of range.
+    TypeError: If one has the wrong type, or if a value is no JSON.
+  """
+  if isinstance(config, ml_collections.ConfigDict):
+    config = config.to_dict()
+  if not isinstance(config, Mapping):
+    raise TypeError(
+      f"config must be a ConfigDict or a dict, got {type(config).__name__}."
+    )
+  wanted = (*_STRINGS, "seed", *_COUNTS, "mesh")
+  missing = [name for name in wanted if name not in config]
+  if missing:
+    raise ValueError(f"config lacks {', '.join(missing)}.")
+  for name in _STRINGS:
+    if not isinstance(config[name], str):
+      raise TypeError(f"config.{name} must be a string, got {config[name]!r}.")
+  checks.check_int("config.seed", config["seed"], 0)
+  for name in _COUNTS:
+    checks.check_int(f"config.{name}", config[name])
+  mesh = config["mesh"]
+  if not isinstance(mesh, Mapping) or set(mesh) != {"data", "fsdp"}:
+    raise ValueError(f"config.mesh must hold data and fsdp, got {mesh!r}.")
+  if mesh["data"] != -1:
+    checks.check_int("config.mesh.data", mesh["data"])
+  checks.check_int("config.mesh.fsdp", mesh["fsdp"])
+  return ml_collections.FrozenConfigDict(config)
+
+
+def write_config(workdir: str | os.PathLike, config: Any) -> None:
+  """Writes `config.json`, or checks that the one there says the same.
+
+  The mesh may differ: a state is restored onto any.
+
+  Raises:
+    ValueError: If the directory belongs to another config.
+  """
+  path = pathlib.Path(workdir) / CONFIG
+  new = _plain(config)
+  if not path.exists():
+    write_json(path, new)
+    return
+  new_fields, old_fields = _flat(new), _flat(_read_json(path))
+  different = [
+    f"{name} ({old_fields.get(name, 'absent')!r} there, "
+    f"{new_fields.get(name, 'absent')!r} here)"
+    for name in sorted(new_fields.keys() | old_fields.keys())
+    if not name.startswith("mesh.")
+    and (name not in new_fields or new_fields.get(name) != old_fields.get(name))
+  ]
+  if different:
+    raise ValueError(
+      f"{path.parent} belongs to a run with another config: "
+      f"{', '.join(different)}; choose another workdir or the same config."
+    )
+
+
+def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
+  """The config of a workdir, as the experiment's `build` got it.
+
+  Raises:
+    ValueError: If the directory holds no run.
+  """
+  path = pathlib.Path(workdir) / CONFIG
+  if not path.exists():
+    raise ValueError(f"{workdir} holds no run: there is no {CONFIG} in it.")
+  return checked_config(_tuples(_read_json(path)))
+
+
+def read_report(workdir: str | os.PathLike) -> dict[str, Any] | None:
+  """The report of a workdir, or None if there is none that can be read."""
+  try:
+    return json.loads((pathlib.Path(workdir) / REPORT).read_text())
+  except (FileNotFoundError, json.JSONDecodeError):
+    return None
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes a file that is never seen half written; process 0 alone."""
+  if jax.process_index():
+    return
+  path.parent.mkdir(parents=True, exist_ok=True)
+  part = path.with_suffix(".part")
+  part.write_text(json.dumps(value, indent=2) + "\n")
+  os.replace(part, path)
+
+
+@contextlib.contextmanager
+def compile_cache(workdir: str | os.PathLike) -> Iterator[None]:
+  """Keeps compiled programs in the workdir, unless the user has a place."""
+  if jax.config.jax_compilation_cache_dir is not None:
+    yield
+    return
+  # JAX opens its cache once; a reset makes it look at the setting again.
+  jax.config.update(
+    "jax_compilation_cache_dir", str(pathlib.Path(workdir).absolute() / CACHE)
+  )
+  compilation_cache.reset_cache()
+  try:
+    yield
+  finally:
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+
+
+def _read_json(path: pathlib.Path) -> Any:
+  try:
+    return json.loads(path.read_text())
+  except json.JSONDecodeError as error:
+    raise ValueError(f"{path} is not valid JSON ({error}).") from None
+
+
+def _plain(config: Any) -> Any:
+  if isinstance(config, ml_collections.ConfigDict):
+    config = config.to_dict()
+  try:
+    return json.loads(json.dumps(config))
+  except TypeError as error:
+    raise TypeError(
+      f"config must hold JSON values alone, no functions or arrays ({error})."
+    ) from None
+
+
+def _tuples(value: Any) -> Any:
+  """Lists back to the tuples that configs hold."""
+  if isinstance(value, dict):
+    return {name: _tuples(part) for name, part in value.items()}
+  if isinstance(value, list):
+    return tuple(_tuples(part) for part in value)
+  return value
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+  if not isinstance(value, dict):
+    return {prefix[:-1]: value}
+  return {
+    name: leaf
+    for key, part in value.items()
+    for name, leaf in _flat(part, f"{prefix}{key}.").items()
+  }
