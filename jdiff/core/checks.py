@@ -47,7 +47,7 @@ def check_shape(
   name: str, array: Any, shape: Sequence[int | None], hint: str = ""
 ) -> None:
   """Raises unless `array.shape` matches; None in `shape` matches any size."""
-  given = np.shape(array)
+  given = tuple(array.shape) if hasattr(array, "shape") else np.shape(array)
   if len(given) != len(shape) or any(
     want is not None and want != got
     for want, got in zip(shape, given, strict=False)

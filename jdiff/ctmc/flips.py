@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jdiff.core import checks
 from jdiff.core import keys as keys_lib
 from jdiff.core.types import LogitsFn, Params, Rollout
+from jdiff.ctmc import logits as logits_lib
 from jdiff.ctmc.reveal import _anchor, log_softmax, pick
 from jdiff.schedules import masking
 
@@ -73,19 +74,25 @@ def uniform_rollout(
   keys = keys_lib.per_example(key, num_samples)
   kept = 1 - schedule.mask_prob(masking.time_grid(num_steps))
   policy = functools.partial(logits_fn, params)
+  vocab, dtype = logits_lib.validate(
+    logits_fn, params, length=length, mask_id=num_tokens
+  )
+  if vocab != num_tokens:
+    raise ValueError(
+      f"logits_fn must answer [batch, {length}, num_tokens = {num_tokens}], "
+      f"got {vocab} tokens."
+    )
 
   def step(carry, xs):
     x, log_policy, log_ref = carry
     t, kept_now, kept_next, index = xs
     logits = policy(x, jnp.full(num_samples, t))
-    checks.check_shape(
-      "logits_fn's answer", logits, (num_samples, length, num_tokens)
-    )
     clean = jnp.exp(log_softmax(logits))
     # q(x_next | x, x0) ~ q(x | x_next) q(x_next | x0), both symmetric flips.
-    back = _flip(jax.nn.one_hot(x, num_tokens), kept_now / kept_next)
+    here = jax.nn.one_hot(x, num_tokens, dtype=dtype)
+    back = _flip(here, kept_now / kept_next)
     # Normaliser of the bridge, per clean token: q(x | x0) at time t.
-    norm = _flip(jax.nn.one_hot(x, num_tokens), kept_now)
+    norm = _flip(here, kept_now)
     probs = back * _flip(clean / norm, kept_next)
     log_probs = log_softmax(jnp.log(probs))
     new = jax.vmap(jax.random.categorical)(
@@ -99,7 +106,7 @@ def uniform_rollout(
   start = jax.vmap(
     lambda k: jax.random.randint(k, (length,), 0, num_tokens, jnp.int32)
   )(keys_lib.fold(keys, num_steps))
-  zeros = jnp.zeros(num_samples, jnp.float32)
+  zeros = jnp.zeros(num_samples, dtype)
   carry = _anchor((start, zeros, zeros), (params, keys))
   times = masking.time_grid(num_steps)[:-1]
   (samples, log_policy, log_ref), _ = jax.lax.scan(

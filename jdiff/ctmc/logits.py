@@ -75,7 +75,7 @@ def precondition(
 
 def validate(
   logits_fn: LogitsFn, params: Params, *, length: int, mask_id: int
-) -> int:
+) -> tuple[int, jnp.dtype]:
   """Runs a network once on an empty canvas and checks its answer.
 
   Args:
@@ -85,7 +85,8 @@ def validate(
     mask_id: The mask token.
 
   Returns:
-    How many tokens can be revealed (the mask column not counted).
+    How many tokens can be revealed (the mask column not counted), and the
+    dtype in which log-probabilities are accumulated, float32 at least.
 
   Raises:
     ValueError: If the logits are not `[1, L, V]`, or if the mask id lies
@@ -93,21 +94,22 @@ def validate(
   """
   checks.check_int("length", length)
   tokens = jnp.full((1, length), mask_id, jnp.int32)
-  shape = jax.eval_shape(logits_fn, params, tokens, jnp.ones(1)).shape
+  t = jnp.ones(1, jnp.float32)
+  answer = jax.eval_shape(logits_fn, params, tokens, t)
   checks.check_shape(
     "logits_fn's answer",
-    jax.ShapeDtypeStruct(shape, jnp.float32),
+    answer,
     (1, length, None),
     "It is [batch, length, vocabulary].",
   )
-  vocab = shape[-1]
+  vocab = answer.shape[-1]
+  dtype = jnp.promote_types(answer.dtype, jnp.float32)
   if not 0 <= mask_id < vocab:
-    return vocab
+    return vocab, dtype
   if checks.is_concrete(params):
-    logits = jax.jit(logits_fn)(params, tokens, jnp.ones(1))
-    if checks.is_concrete(logits):
-      checks.check_logits(logits, 1, length, mask_id=mask_id)
-  return vocab - 1
+    logits = jax.jit(logits_fn)(params, tokens, t)
+    checks.check_logits(logits, 1, length, mask_id=mask_id)
+  return vocab - 1, dtype
 
 
 def _concrete(sites) -> bool:

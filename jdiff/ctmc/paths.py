@@ -122,7 +122,7 @@ def path_log_ratio(
     **options,
   )
   if ref_params is None and ref_logits_fn is None:
-    num_tokens = logits_lib.validate(
+    num_tokens, _ = logits_lib.validate(
       logits_fn, params, length=samples.shape[1], mask_id=mask_id
     )
     return -order.shape[-1] * jnp.log(float(num_tokens)) - log_policy
@@ -179,7 +179,7 @@ def _by_blocks(policy, samples, order, num_revealed, mask_id, temperature):
   step_of_site = _step_of_site(order, num_revealed, samples.shape[1])
   ends = np.cumsum(num_revealed)
   cuts = np.flatnonzero(np.diff(num_revealed)) + 1
-  total = jnp.zeros(num_samples, jnp.float32)
+  parts = []
 
   @jax.checkpoint
   def term(step, t, sites):
@@ -200,8 +200,8 @@ def _by_blocks(policy, samples, order, num_revealed, mask_id, temperature):
       None,
       (steps.astype(np.int32), t, segment_sites(segment, order)),
     )
-    total = total + terms.sum(axis=0)
-  return total
+    parts.append(terms.sum(axis=0))
+  return sum(parts[1:], parts[0])
 
 
 def _subsampled(

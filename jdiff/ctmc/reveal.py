@@ -76,16 +76,17 @@ def rollout(
   checks.check_finite("temperature", temperature, positive=True)
   keys = keys_lib.per_example(key, num_samples)
   canvas, num_prompt = _canvas(prompt, num_samples, length, mask_id)
-  num_tokens = logits_lib.validate(
+  num_tokens, dtype = logits_lib.validate(
     logits_fn, params, length=length, mask_id=mask_id
   )
   if ref_params is not None and ref_logits_fn is None:
     ref_logits_fn = logits_fn
   ref = None
   if ref_logits_fn is not None:
-    logits_lib.validate(
+    _, ref_dtype = logits_lib.validate(
       ref_logits_fn, ref_params, length=length, mask_id=mask_id
     )
+    dtype = jnp.promote_types(dtype, ref_dtype)
     ref = functools.partial(ref_logits_fn, ref_params)
 
   free = range(num_prompt, length)
@@ -102,7 +103,7 @@ def rollout(
   reveal = _Reveal(
     functools.partial(logits_fn, params), ref, key_tokens, temperature
   )
-  zeros = jnp.zeros(num_samples, jnp.float32)
+  zeros = jnp.zeros(num_samples, dtype)
   carry = _anchor((canvas, zeros, zeros), (params, ref_params, keys))
   if schedule is not None:
     carry, order, num_revealed = _bernoulli(

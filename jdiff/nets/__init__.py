@@ -3,8 +3,9 @@
 `jdiff.nets.interop` is imported on its own, since it needs `flax.nnx`.
 """
 
+from jdiff.nets.local import local
 from jdiff.nets.mlp import mlp
 from jdiff.nets.network import Network
 from jdiff.nets.transformer import transformer
 
-__all__ = ["Network", "mlp", "transformer"]
+__all__ = ["Network", "local", "mlp", "transformer"]

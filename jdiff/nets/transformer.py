@@ -87,7 +87,9 @@ def transformer(
       f"width / num_heads must be a multiple of {multiple} for rotary "
       f"positions{'' if grid is None else ' on a grid'}, got {head_size}."
     )
-  if grid is not None and (len(grid) != 2 or math.prod(grid) != length):
+  if grid is not None and (
+    len(grid) != 2 or min(grid) < 1 or math.prod(grid) != length
+  ):
     raise ValueError(
       "grid must be (rows, cols) with rows * cols == length, got "
       f"grid={tuple(grid)} and length={length}."

@@ -134,6 +134,9 @@ def _check_state(name: str, state: Any, abstract: TrainState) -> None:
         f"turned from {old.get(path, 'nothing')} into "
         f"{new.get(path, 'nothing')}."
       )
+  structures = {jax.tree.structure(tree) for tree in (state, abstract)}
+  if len(structures) > 1:
+    raise TypeError(f"{name} must keep the containers of the state as init.")
 
 
 def _check_metrics(metrics: Any) -> None:

@@ -31,6 +31,7 @@ def make_mesh(
     fsdp: Shards of large parameters, and of the batch too.
     devices: Devices to use, by default all; the first `data * fsdp` are.
   """
+  everything = devices is None
   devices = list(jax.devices() if devices is None else devices)
   checks.check_int("mesh.fsdp", fsdp)
   if data == -1:
@@ -40,6 +41,11 @@ def make_mesh(
     raise ValueError(
       f"a mesh of data={data} x fsdp={fsdp} needs {data * fsdp} devices, "
       f"got {len(devices)}."
+    )
+  if everything and jax.process_count() > 1 and data * fsdp != len(devices):
+    raise ValueError(
+      f"several processes must use all of their {len(devices)} devices, got "
+      f"data={data} x fsdp={fsdp}."
     )
   return jax.make_mesh(
     (data, fsdp),

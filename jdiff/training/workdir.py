@@ -55,25 +55,28 @@ def checked_config(
 
 
 def write_config(workdir: str | os.PathLike, config: Any) -> None:
-  """Writes `config.json`, or checks that the one there says the same.
+  """Writes `config.json`, unless it is there."""
+  path = pathlib.Path(workdir) / CONFIG
+  if not path.exists():
+    write_json(path, _plain(config))
+
+
+def check_same_config(workdir: str | os.PathLike, config: Any) -> None:
+  """Refuses a config that is not the workdir's.
 
   The mesh may differ: a state is restored onto any.
 
   Raises:
-    ValueError: If the directory belongs to another config.
+    ValueError: If another field does, or if the directory holds no run.
   """
   path = pathlib.Path(workdir) / CONFIG
-  new = _plain(config)
-  if not path.exists():
-    write_json(path, new)
-    return
-  new_fields, old_fields = _flat(new), _flat(_read_json(path))
+  new_fields, old_fields = _flat(_plain(config)), _flat(_stored(workdir))
   different = [
     f"{name} ({old_fields.get(name, 'absent')!r} there, "
     f"{new_fields.get(name, 'absent')!r} here)"
     for name in sorted(new_fields.keys() | old_fields.keys())
     if not name.startswith("mesh.")
-    and (name not in new_fields or new_fields.get(name) != old_fields.get(name))
+    and new_fields.get(name, ...) != old_fields.get(name, ...)
   ]
   if different:
     raise ValueError(
@@ -88,10 +91,7 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
   Raises:
     ValueError: If the directory holds no run.
   """
-  path = pathlib.Path(workdir) / CONFIG
-  if not path.exists():
-    raise ValueError(f"{workdir} holds no run: there is no {CONFIG} in it.")
-  return checked_config(_tuples(_read_json(path)))
+  return checked_config(_tuples(_stored(workdir)))
 
 
 def read_report(workdir: str | os.PathLike) -> dict[str, Any] | None:
@@ -115,7 +115,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 @contextlib.contextmanager
 def compile_cache(workdir: str | os.PathLike) -> Iterator[None]:
   """Keeps compiled programs in the workdir, unless the user has a place."""
-  if jax.config.jax_compilation_cache_dir is not None:
+  if getattr(jax.config, "jax_compilation_cache_dir", None) is not None:
     yield
     return
   # JAX opens its cache once; a reset makes it look at the setting again.
@@ -130,7 +130,10 @@ def compile_cache(workdir: str | os.PathLike) -> Iterator[None]:
     compilation_cache.reset_cache()
 
 
-def _read_json(path: pathlib.Path) -> Any:
+def _stored(workdir: str | os.PathLike) -> Any:
+  path = pathlib.Path(workdir) / CONFIG
+  if not path.exists():
+    raise ValueError(f"{workdir} holds no run: there is no {CONFIG} in it.")
   try:
     return json.loads(path.read_text())
   except json.JSONDecodeError as error:

@@ -1,0 +1,1 @@
+"""Runnable experiments: one package a system, one entry point for all."""

@@ -1,0 +1,1 @@
+"""What experiments share: config parsing, data sets, rewards, plots."""

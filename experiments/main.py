@@ -1,0 +1,75 @@
+"""The entry point of every experiment.
+
+python -m experiments.main --config=experiments/mdns/ising.py:smoke \\
+  --workdir=W [--mode=train|eval|sample] [--seeds=0,1,2] [--config.seed=3]
+"""
+
+import sys
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from experiments.common import config as config_lib
+from jdiff import training
+
+_MODES = ["train", "eval", "sample"]
+config_flags.DEFINE_config_file("config", None, "<file>.py:<variant>.")
+flags.DEFINE_string("workdir", None, "Where the run lives.", required=True)
+flags.DEFINE_enum("mode", "train", _MODES, "Train or resume; or use the result.")
+flags.DEFINE_list("seeds", None, "Run each of these in <workdir>/seed_<n>.")
+flags.DEFINE_integer("num_samples", 64, "Draws, for --mode=sample.")
+flags.DEFINE_bool("distributed", False, "Join the processes of a cluster.")
+flags.DEFINE_bool("debug", False, "Show tracebacks.")
+FLAGS = flags.FLAGS
+
+USER_ERRORS = (ValueError, TypeError, ImportError, FileNotFoundError)
+RUN_ERRORS = (training.NonFiniteError, OSError, jax.errors.JaxRuntimeError)
+
+
+def main(argv: list[str]) -> None:
+  """Parses the command line and does what it says."""
+  rest = config_lib.parse_flags(FLAGS, argv)
+  if not FLAGS["verbosity"].present:
+    logging.set_verbosity(logging.WARNING)
+  if rest:
+    raise ValueError(f"unexpected argument {rest[0]!r}; flags start with --.")
+  if FLAGS.distributed:
+    jax.distributed.initialize()
+  config, workdir = FLAGS.config, FLAGS.workdir
+  if FLAGS.mode != "train":
+    if FLAGS.seeds is not None:
+      raise ValueError("--seeds trains; name one <workdir>/seed_<n> instead.")
+    if config is not None:
+      training.check_same_config(workdir, config)
+    if FLAGS.mode == "eval":
+      training.evaluate(workdir)
+    else:
+      samples = training.sample(workdir, FLAGS.num_samples)
+      print(f"{workdir}/samples.npy: {samples.dtype}{list(samples.shape)}")
+  elif config is None:
+    raise ValueError("--config=<file>.py:<variant> is needed to train.")
+  elif FLAGS.seeds is not None:
+    if not all(seed.isdecimal() for seed in FLAGS.seeds):
+      raise ValueError(f"--seeds must be like 0,1,2, got {FLAGS.seeds}.")
+    seeds = [int(seed) for seed in FLAGS.seeds]
+    training.run_seeds(training.build, config, workdir, seeds)
+  else:
+    training.run(training.build(config), config, workdir)
+
+
+def guarded(argv: list[str]) -> None:
+  """`main`, with errors as one sentence and an exit code."""
+  try:
+    main(argv)
+  except (*USER_ERRORS, *RUN_ERRORS) as error:
+    if "--debug" in argv:
+      raise
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    code = 2 if isinstance(error, USER_ERRORS) else 1
+    raise SystemExit(code) from error
+
+
+if __name__ == "__main__":
+  # Flags are parsed in main, where their errors are caught.
+  app.run(guarded, argv=sys.argv, flags_parser=lambda argv: argv)

@@ -1,0 +1,35 @@
+"""One training loop for every experiment, with what it needs around it."""
+
+from jdiff.training.experiment import Experiment
+from jdiff.training.loop import run
+from jdiff.training.program import compile_experiment
+from jdiff.training.records import NonFiniteError
+from jdiff.training.saved import build, evaluate, load, sample
+from jdiff.training.seeds import run_seeds
+from jdiff.training.sharding import make_mesh, shard_batch
+from jdiff.training.state import (
+  TrainState,
+  apply_gradients,
+  create,
+  step_key,
+)
+from jdiff.training.workdir import check_same_config
+
+__all__ = [
+  "Experiment",
+  "NonFiniteError",
+  "TrainState",
+  "apply_gradients",
+  "build",
+  "check_same_config",
+  "compile_experiment",
+  "create",
+  "evaluate",
+  "load",
+  "make_mesh",
+  "run",
+  "run_seeds",
+  "sample",
+  "shard_batch",
+  "step_key",
+]

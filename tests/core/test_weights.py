@@ -1,0 +1,108 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from jdiff.core import weights
+
+
+@pytest.fixture(scope="module")
+def log_w():
+  return jnp.asarray(
+    np.random.default_rng(0).normal(100.0, 2.0, 64), jnp.float32
+  )
+
+
+def test_against_float64(log_w):
+  w = np.exp(np.asarray(log_w, np.float64))
+  np.testing.assert_allclose(weights.normalise(log_w), w / w.sum(), rtol=1e-4)
+  np.testing.assert_allclose(weights.log_z(log_w), np.log(w.mean()), rtol=1e-6)
+  np.testing.assert_allclose(
+    weights.ess(log_w), w.sum() ** 2 / (w**2).sum(), rtol=1e-4
+  )
+  np.testing.assert_allclose(
+    weights.ess_fraction(log_w), weights.ess(log_w) / 64, rtol=1e-6
+  )
+  np.testing.assert_allclose(weights.elbo(log_w), np.log(w).mean(), rtol=1e-6)
+  values = np.random.default_rng(1).normal(size=(64, 3))
+  mean, se = weights.expectation(log_w, jnp.asarray(values, jnp.float32))
+  share = (w / w.sum())[:, None]
+  np.testing.assert_allclose(mean, (share * values).sum(0), rtol=1e-3)
+  assert se.shape == (3,) and (np.asarray(se) > 0).all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_low_precision_is_widened(dtype):
+  for name in ("normalise", "log_z", "ess", "elbo"):
+    assert getattr(weights, name)(jnp.zeros(4, dtype)).dtype == jnp.float32
+
+
+def test_zero_weights():
+  log_w = jnp.array([-jnp.inf, 0.0, 0.0, -jnp.inf])
+  np.testing.assert_allclose(weights.ess(log_w), 2, rtol=1e-6)
+  np.testing.assert_allclose(weights.normalise(log_w), [0, 0.5, 0.5, 0])
+  assert np.isnan(weights.ess(jnp.full(3, -jnp.inf)))
+
+
+@pytest.mark.parametrize(
+  "name", ["normalise", "log_z", "log_z_se", "elbo", "ess", "ess_fraction"]
+)
+def test_sharded_axis(name, log_w):
+  function = getattr(weights, name)
+  mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+  out = P("x") if name == "normalise" else P()
+  sharded = jax.shard_map(
+    lambda w: function(w, "x"),
+    mesh=mesh,
+    in_specs=P("x"),
+    out_specs=out,
+    check_vma=False,
+  )
+  np.testing.assert_allclose(sharded(log_w), function(log_w), rtol=1e-5)
+
+
+def test_sharded_resample_and_clip(log_w):
+  mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+
+  def both(w):
+    key = jax.random.key(0)
+    return weights.resample(key, w, 8, "x"), weights.clip(w, 2.0, "x")
+
+  index, clipped = jax.shard_map(
+    both, mesh=mesh, in_specs=P("x"), out_specs=P("x"), check_vma=False
+  )(log_w)
+  np.testing.assert_array_equal(
+    index, weights.resample(jax.random.key(0), log_w, 64)
+  )
+  np.testing.assert_allclose(clipped, weights.clip(log_w, 2.0), rtol=1e-6)
+
+
+def test_resample_counts():
+  # Systematic: every count is the expectation, rounded up or down.
+  log_w = jnp.log(jnp.array([0.1, 0.4, 0.2, 0.3]))
+  index = weights.resample(jax.random.key(3), log_w, 1000)
+  counts = np.bincount(index, minlength=4)
+  assert (np.abs(counts - [100, 400, 200, 300]) <= 1).all()
+
+
+def test_temper_and_clip():
+  log_w = jnp.array([0.0, 2.0, -jnp.inf])
+  np.testing.assert_array_equal(
+    weights.temper(log_w, 0.5), [0.0, 1.0, -jnp.inf]
+  )
+  clipped = weights.clip(jnp.array([0.0, 0.0, 0.0, 10.0]), 2.0)
+  mean = np.exp(weights.log_z(jnp.array([0.0, 0.0, 0.0, 10.0])))
+  np.testing.assert_allclose(np.exp(clipped[3]), 2 * mean, rtol=1e-5)
+  with pytest.raises(ValueError, match="max_ratio must be positive"):
+    weights.clip(log_w, 0.0)
+
+
+def test_log_z_se_covers():
+  # Log-normal weights with sigma = 0.5: z-scores of 200 replicates.
+  log_w = 0.5 * jax.random.normal(jax.random.key(0), (200, 4096))
+  z = (jax.vmap(weights.log_z)(log_w) - 0.125) / jax.vmap(weights.log_z_se)(
+    log_w
+  )
+  # The standard deviation of 200 z-scores is 1 +- 0.05.
+  assert 0.8 < float(z.std()) < 1.2 and abs(float(z.mean())) < 0.3

@@ -1,0 +1,278 @@
+"""Every loss's gradient against the enumerated gradient of its objective."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jdiff import ctmc, targets
+from jdiff.core import orders, replay, weights
+from jdiff.methods import mdns, wdce
+from jdiff.targets import enumerate as enumerate_lib
+from tests import helpers
+
+LENGTH, VOCAB = 4, 2
+LOGITS = helpers.table_logits(LENGTH, VOCAB)
+LAW = orders.uniform(LENGTH)
+
+
+@pytest.fixture(scope="module")
+def enumerated():
+  """Every path as often as the policy takes it: exact expectations as means.
+
+  All conditionals are 1/4 or 3/4, so a path has a whole number of 256ths.
+  """
+  with jax.enable_x64(True):
+    target = targets.ising(2, beta=0.3, field=0.2)
+    sign = np.random.default_rng(0).choice(
+      [-1.0, 1.0], ((VOCAB + 1) ** LENGTH, LENGTH)
+    )
+    table = np.stack([-sign, sign], axis=-1) * np.log(3) / 2
+    states = enumerate_lib.enumerate_states(LENGTH, VOCAB)
+    samples, order = [], []
+    for blocks in helpers.enumerate_orders(LAW):
+      prob = helpers.path_prob(table, states, blocks, VOCAB)
+      times = np.rint(prob * 256).astype(int)
+      np.testing.assert_allclose(times, prob * 256, atol=1e-9)
+      samples.append(np.repeat(states, times, axis=0))
+      order.append(np.tile(sum(blocks, []), (256, 1)))
+    samples = jnp.asarray(np.concatenate(samples))
+    order = jnp.asarray(np.concatenate(order), jnp.int32)
+    table = jnp.asarray(table)
+    log_policy = path(table, samples, order)
+    log_w = jax.vmap(target.log_prob)(samples) - log_policy
+    return target, table, mdns.Batch(samples, log_w, order)
+
+
+def path(table, samples, order):
+  return ctmc.path_log_prob(
+    table, samples, order, LAW.num_revealed, logits_fn=LOGITS, mask_id=VOCAB
+  )
+
+
+def objectives(target, at, batch):
+  """The objectives as functions of theta, by sums over the enumerated law."""
+  log_p = jax.vmap(target.log_prob)(batch.samples)
+  base = path(at, batch.samples, batch.order)
+
+  def kl(theta):
+    log_theta = path(theta, batch.samples, batch.order)
+    ratio = jnp.exp(log_theta - base)
+    return jnp.mean(ratio * (log_theta - log_p))
+
+  def variance(theta):
+    return jnp.var(log_p - path(theta, batch.samples, batch.order))
+
+  def cross(theta):
+    tilt = jnp.exp(log_p - base)
+    return -jnp.mean(tilt * path(theta, batch.samples, batch.order)) / (
+      jnp.mean(tilt)
+    )
+
+  return {"rerf": kl, "lv": variance, "ce": cross, "ce_cv": cross}
+
+
+@pytest.mark.parametrize("name", ["rerf", "lv", "ce", "ce_cv"])
+def test_path_losses(name, enumerated):
+  target, table, batch = enumerated
+  loss = {
+    "rerf": mdns.rerf,
+    "lv": mdns.log_variance,
+    "ce": mdns.cross_entropy,
+    "ce_cv": mdns.cross_entropy_cv,
+  }[name]
+  with jax.enable_x64(True):
+    method = mdns.path_method(
+      target, logits_fn=LOGITS, mask_id=VOCAB, num_samples=8, loss=loss
+    )
+    got = jax.grad(
+      lambda p: method.loss(p, jax.random.key(0), batch)[0].mean()
+    )(table)
+    want = jax.grad(objectives(target, table, batch)[name])(table)
+    np.testing.assert_allclose(got, want, atol=1e-12)
+    assert float(jnp.abs(want).max()) > 1e-3
+
+
+def test_rerf_without_its_reward_is_wrong(enumerated):
+  # The negative control: weights that forget the target must not pass.
+  target, table, batch = enumerated
+  with jax.enable_x64(True):
+    method = mdns.path_method(
+      target, logits_fn=LOGITS, mask_id=VOCAB, num_samples=8
+    )
+    wrong = batch._replace(log_weights=-path(table, batch.samples, batch.order))
+    got = jax.grad(
+      lambda p: method.loss(p, jax.random.key(0), wrong)[0].mean()
+    )(table)
+    want = jax.grad(objectives(target, table, batch)["rerf"])(table)
+    assert float(jnp.abs(got - want).max()) > 1e-3
+
+
+def every_mask(key, length):
+  """The exact-count law, summed instead of drawn."""
+  del key
+  masks = [m for m in itertools.product([0, 1], repeat=length) if any(m)]
+  masks = np.array(masks, bool)
+  count = masks.sum(axis=1)
+  choose = np.array([1, 4, 6, 4, 1])[count]
+  return jnp.asarray(masks), jnp.asarray(len(masks) / (count * choose))
+
+
+def test_wdce_gradient(enumerated):
+  target, table, batch = enumerated
+  with jax.enable_x64(True):
+    got = jax.grad(
+      lambda p: wdce.wdce(
+        p,
+        jax.random.key(0),
+        batch.samples,
+        batch.log_weights,
+        logits_fn=LOGITS,
+        mask_id=VOCAB,
+        draw_masks=every_mask,
+      )[0].mean()
+    )(table)
+    # P* makes the order independent of x, so the average over orders is CE.
+    want = jax.grad(objectives(target, table, batch)["ce"])(table)
+    np.testing.assert_allclose(got, want, atol=1e-12)
+
+
+@pytest.mark.parametrize("law", ["count", "bernoulli"])
+def test_wdce_draws_have_that_gradient_on_average(law, enumerated):
+  target, table, batch = enumerated
+  make = ctmc.count_masks if law == "count" else ctmc.bernoulli_masks
+  with jax.enable_x64(True):
+    gradient = jax.jit(
+      jax.grad(
+        lambda p, key: wdce.wdce(
+          p,
+          key,
+          batch.samples,
+          batch.log_weights,
+          logits_fn=LOGITS,
+          mask_id=VOCAB,
+          draw_masks=make(2, antithetic=True),
+        )[0].mean()
+      )
+    )
+    draws = np.stack([gradient(table, jax.random.key(i)) for i in range(12)])
+    want = jax.grad(objectives(target, table, batch)["ce"])(table)
+    # 12 draws of 6144 rows: the error is checked as a whole, against its own
+    # spread, since single entries are hardly Gaussian at 12 draws.
+    error = np.linalg.norm(draws.mean(axis=0) - want)
+    spread = np.sqrt((draws.var(axis=0, ddof=1) / 12).sum())
+    assert error < 2 * spread and error < 0.05 * np.linalg.norm(want)
+
+
+def test_subsampled_rerf(enumerated):
+  target, table, batch = enumerated
+  with jax.enable_x64(True):
+    method = mdns.path_method(
+      target, logits_fn=LOGITS, mask_id=VOCAB, num_samples=8, num_terms=2
+    )
+    gradient = jax.jit(
+      jax.grad(lambda p, key: method.loss(p, key, batch)[0].mean())
+    )
+    draws = np.stack([gradient(table, jax.random.key(i)) for i in range(12)])
+    want = jax.grad(objectives(target, table, batch)["rerf"])(table)
+    error = np.linalg.norm(draws.mean(axis=0) - want)
+    spread = np.sqrt((draws.var(axis=0, ddof=1) / 12).sum())
+    assert error < 2 * spread
+
+
+def test_bounds_hold_log_z_between(enumerated):
+  target, table, batch = enumerated
+  with jax.enable_x64(True):
+    samples = target.sample(jax.random.key(0), 4000)
+    upper = mdns.eubo(
+      table,
+      jax.random.key(1),
+      samples,
+      target,
+      logits_fn=LOGITS,
+      mask_id=VOCAB,
+    )
+    log_z = target.log_z
+    assert weights.elbo(batch.log_weights) < log_z
+    np.testing.assert_allclose(
+      weights.log_z(batch.log_weights), log_z, rtol=1e-12
+    )
+    # E_P*[W] - log Z = KL(P* || P), enumerated.
+    share = weights.normalise(batch.log_weights)
+    exact = float(jnp.sum(share * batch.log_weights))
+    se = float(upper.std()) / 4000**0.5
+    assert abs(float(upper.mean()) - exact) < 4 * se and exact > log_z
+
+
+def test_buffer_round_trip():
+  target = targets.ising(2, beta=0.3)
+  table = helpers.random_table(0, LENGTH, VOCAB)
+  method = mdns.wdce_method(
+    target, logits_fn=LOGITS, mask_id=VOCAB, num_samples=64
+  )
+  example = mdns.Batch(jnp.zeros(4, jnp.int32), jnp.float32(0), None)
+  buffer = replay.init(example, 128)
+  key = jax.random.key(0)
+  buffer = mdns.refresh(method.collect, table, key, buffer, jnp.bool_(True))
+  same = mdns.refresh(method.collect, table, key, buffer, jnp.bool_(False))
+  np.testing.assert_array_equal(same.data.samples, buffer.data.samples)
+  assert int(replay.size(buffer)) == 64
+  batch = mdns.draw_weighted(jax.random.key(1), buffer, 4096)
+  # Resampled draws need no weights: their mean is the reweighted mean.
+  log_w = buffer.data.log_weights[:64]
+  want, _ = weights.expectation(
+    log_w, buffer.data.samples[:64].astype(jnp.float32)
+  )
+  np.testing.assert_allclose(
+    batch.samples.mean(axis=0), want, atol=64 / 4096 + 1e-3
+  )
+  assert (batch.log_weights == 0).all()
+  loss, info = method.loss(table, jax.random.key(2), batch)
+  assert loss.shape == (4096,) and bool(jnp.isfinite(loss).all())
+  assert set(info) >= {"elbo", "log_z", "ess_fraction"}
+
+
+def test_udns_learns():
+  import optax
+
+  target = targets.ising(2, beta=0.3, field=0.2)
+  logits_fn = helpers.table_logits(LENGTH, VOCAB)
+  method = mdns.udns_method(
+    target, logits_fn=logits_fn, num_samples=512, num_steps=6
+  )
+  params = helpers.random_table(0, LENGTH, VOCAB, scale=1.0)
+  optimizer = optax.adam(3e-2)
+  state = optimizer.init(params)
+
+  @jax.jit
+  def step(params, state, key):
+    key_collect, key_loss = jax.random.split(key)
+    batch = method.collect(params, key_collect)
+
+    def objective(p):
+      per_example, info = method.loss(p, key_loss, batch)
+      return per_example.mean(), info
+
+    grads, info = jax.grad(objective, has_aux=True)(params)
+    updates, state = optimizer.update(grads, state, params)
+    return optax.apply_updates(params, updates), state, info
+
+  first = None
+  for i in range(150):
+    params, state, info = step(params, state, jax.random.key(i))
+    first = float(info["ess_fraction"]) if first is None else first
+  assert float(info["ess_fraction"]) > max(0.6, first)
+  # 512 samples at this ESS: a standard error of about 0.04.
+  assert abs(float(info["log_z"]) - target.log_z) < 0.2
+
+
+def test_bad_target():
+  with pytest.raises(ValueError, match="target must be discrete"):
+    mdns.collector(
+      targets.Target(log_prob=lambda x: x.sum(), dim=2),
+      logits_fn=LOGITS,
+      mask_id=2,
+      num_samples=1,
+    )
