@@ -83,7 +83,7 @@ def build(config: ml_collections.ConfigDict) -> training.Experiment:
       )
       extra = replay.init(example, config.buffer.capacity)
     params = network.init(key_params)
-    return training.create_state(key_state, params, optimizer, extra)
+    return training.create(key_state, params, optimizer, extra)
 
   def step(state, batch):
     del batch

@@ -146,5 +146,5 @@ def _entry(value, se=None, exact=None):
   return {
     "value": float(value),
     "se": None if se is None else float(se),
-    "exact": None if exact is None else float(exact),
+    "exact": None if exact is None or np.isnan(exact) else float(exact),
   }
