@@ -7,7 +7,7 @@ python -m experiments.main --config=experiments/mdns/ising.py:smoke \\
 import sys
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from experiments.common import config as config_lib
@@ -16,7 +16,9 @@ from jdiff import training
 _MODES = ["train", "eval", "sample"]
 config_flags.DEFINE_config_file("config", None, "<file>.py:<variant>.")
 flags.DEFINE_string("workdir", None, "Where the run lives.", required=True)
-flags.DEFINE_enum("mode", "train", _MODES, "Train or resume; or use the result.")
+flags.DEFINE_enum(
+  "mode", "train", _MODES, "Train or resume; or use the result."
+)
 flags.DEFINE_list("seeds", None, "Run each of these in <workdir>/seed_<n>.")
 flags.DEFINE_integer("num_samples", 64, "Draws, for --mode=sample.")
 flags.DEFINE_bool("distributed", False, "Join the processes of a cluster.")
@@ -30,8 +32,6 @@ RUN_ERRORS = (training.NonFiniteError, OSError, jax.errors.JaxRuntimeError)
 def main(argv: list[str]) -> None:
   """Parses the command line and does what it says."""
   rest = config_lib.parse_flags(FLAGS, argv)
-  if not FLAGS["verbosity"].present:
-    logging.set_verbosity(logging.WARNING)
   if rest:
     raise ValueError(f"unexpected argument {rest[0]!r}; flags start with --.")
   if FLAGS.distributed:
@@ -71,5 +71,6 @@ def guarded(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  # Flags are parsed in main, where their errors are caught.
-  app.run(guarded, argv=sys.argv, flags_parser=lambda argv: argv)
+  app.define_help_flags()
+  # Not app.run: it parses first, and its errors are not of one kind.
+  guarded(sys.argv)

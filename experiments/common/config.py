@@ -87,9 +87,7 @@ def parse_flags(values: flags.FlagValues, argv: list[str]) -> list[str]:
       raise
     similar = re.findall(r'mean "(\w+)"', str(error))
     hint = f"; did you mean {similar[0]}?" if similar else "."
-    raise ValueError(
-      f"{given[0]} sets no field of the config{hint}"
-    ) from error
+    raise ValueError(f"{given[0]} sets no field of the config{hint}") from error
   except Exception as error:
     text = (str(error).strip() or type(error).__name__).splitlines()[-1]
     raise ValueError(re.sub(r"^\w+Error: ", "", text)) from error

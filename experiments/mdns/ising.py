@@ -83,11 +83,11 @@ def _pod():
 
 VARIANTS = {
   "smoke": _smoke,
-  "cpu": functools.partial(_chain, CRITICAL_BETA, 1400),
-  "cpu_long": functools.partial(_chain, CRITICAL_BETA, 3600),
+  "cpu": functools.partial(_chain, CRITICAL_BETA, 1000),
+  "cpu_long": functools.partial(_chain, CRITICAL_BETA, 2800),
   "cpu_low": functools.partial(_chain, 0.6, 1200),
-  "cpu_uniform": functools.partial(_uniform, 8, 1500),
-  "cpu_uniform6": functools.partial(_uniform, 6, 1200),
+  "cpu_uniform": functools.partial(_uniform, 8, 700),
+  "cpu_uniform6": functools.partial(_uniform, 6, 700),
   "paper": functools.partial(_paper, 16, CRITICAL_BETA),
   "paper_high": functools.partial(_paper, 16, 0.28),
   "paper_low": functools.partial(_paper, 16, 0.6),

@@ -5,7 +5,7 @@
 
 | variant | target | hardware, time |
 |---|---|---|
-| smoke | 3x3, critical, even-odd... chain order | 1 core, 1 min |
+| smoke | 4x4 critical, chain order | 1 core, 1 min |
 | cpu | 8x8 critical, chain order | 2 cores, 5 min |
 | paper, paper_high, paper_low | 16x16 at beta 1.005, 0.5, 1.2, ViT | 1 GPU |
 | pod | 16x16 critical, ViT, bf16, batch 4096 | v5e:4x4 |

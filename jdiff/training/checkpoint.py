@@ -1,38 +1,61 @@
 """Checkpoints of a training state: Orbax, with errors that say what to do.
 
-Beside the state each checkpoint holds the shape, dtype and bit sum of every
-array. Orbax casts a wrong dtype silently, and reads flipped bits as numbers.
+Beside the state each checkpoint holds the shape and dtype of every array
+(Orbax casts a wrong dtype silently) and the size and checksum of every file
+(Orbax reads some flipped bits as numbers, and meets others with pages of
+text). Both are there before the checkpoint gets its final name.
 """
 
+import json
 import logging
 import os
 import pathlib
+import zlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from jdiff.training import program
+
+_MANIFEST = "files.json"
+# Orbax touches these after the manifest is written; nothing depends on them.
+_LATER = (_MANIFEST, "commit_success.txt", "_CHECKPOINT_METADATA")
 
 
 class Checkpoints:
   """The checkpoints in one directory; a context manager.
 
   Args:
-    directory: Where they live; made at the first save.
+    directory: Where they live.
     keep: How many of the newest are kept.
+    read_only: Neither makes the directory nor clears what a killed save left
+      in it, so that a run that is still going on can be read.
   """
 
-  def __init__(self, directory: str | os.PathLike, *, keep: int = 2):
+  def __init__(
+    self,
+    directory: str | os.PathLike,
+    *,
+    keep: int = 2,
+    read_only: bool = False,
+  ):
     self._directory = pathlib.Path(directory).absolute()
-    self._keep = keep
+    self._saving: int | None = None
+    self._options = ocp.CheckpointManagerOptions(
+      max_to_keep=keep,
+      read_only=read_only,
+      create=not read_only,
+      cleanup_tmp_directories=not read_only,
+      async_options=ocp.AsyncOptions(
+        post_finalization_callback=self._write_manifest
+      ),
+    )
 
   def __enter__(self) -> "Checkpoints":
     logging.getLogger("absl").addFilter(_quiet)
     self._manager = ocp.CheckpointManager(
-      self._directory,
-      options=ocp.CheckpointManagerOptions(max_to_keep=self._keep),
+      self._directory, options=self._options
     )
     return self
 
@@ -51,9 +74,11 @@ class Checkpoints:
     """
     if self.latest() == step:
       return
+    self.wait()
+    self._saving = step
     args = ocp.args.Composite(
       state=ocp.args.StandardSave(state),
-      arrays=ocp.args.JsonSave(_describe(state)),
+      arrays=ocp.args.JsonSave(program.leaves_by_path(state)),
     )
     self._manager.save(step, args=args)
 
@@ -75,98 +100,100 @@ class Checkpoints:
       ValueError: If the checkpoint was written by another program (its
         shapes or dtypes differ), or if it is damaged.
     """
+    folder = self._directory / str(step)
     try:
-      return self._restore(step, abstract, shardings)
-    except _DamagedError as error:
-      older = [s for s in sorted(self._manager.all_steps()) if s < step]
-      while older and not self._is_intact(older[-1], abstract, shardings):
-        older.pop()
-      folder = self._directory / str(step)
-      advice = (
-        f"move that folder away and run again to continue from step {older[-1]}"
-        ", whose checkpoint is intact"
-        if older
-        else "no older checkpoint is intact; choose a new workdir to start "
-        "again"
+      _check_files(folder)
+      self._check_arrays(step, abstract)
+      target = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        abstract,
+        shardings,
       )
+      return self._read(step, state=ocp.args.StandardRestore(target))["state"]
+    except _DamagedError as error:
+      older = [s for s in self._manager.all_steps() if s < step]
       raise ValueError(
-        f"checkpoint {folder} is damaged ({error}); {advice}."
+        f"checkpoint {folder} is damaged ({error}); {self._advice(older)}."
       ) from error
 
-  def _is_intact(self, step: int, abstract: Any, shardings: Any) -> bool:
-    try:
-      self._restore(step, abstract, shardings)
-    except (_DamagedError, ValueError):
-      return False
-    return True
+  def _advice(self, older: list[int]) -> str:
+    for step in sorted(older, reverse=True):
+      try:
+        _check_files(self._directory / str(step))
+      except _DamagedError:
+        continue
+      return (
+        "move that folder away and run again to continue from step "
+        f"{step}, whose checkpoint is intact"
+      )
+    return "no older one is intact; choose a new workdir to start again"
 
-  def _restore(self, step: int, abstract: Any, shardings: Any) -> Any:
-    target = jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      abstract,
-      shardings,
-    )
+  def _check_arrays(self, step: int, abstract: Any) -> None:
     stored = self._read(step, arrays=ocp.args.JsonRestore())["arrays"]
-    folder = self._directory / str(step)
     needed = program.leaves_by_path(abstract)
     for path in sorted(stored.keys() | needed.keys()):
-      has = stored.get(path, ["nothing"])[0]
-      needs = needed.get(path, "nothing")
+      has, needs = (d.get(path, "nothing") for d in (stored, needed))
       if has != needs:
         raise ValueError(
-          f"checkpoint {folder} holds {has} for {path} but this program needs "
-          f"{needs}; use the code and config that wrote it, or a new workdir."
+          f"checkpoint {self._directory / str(step)} holds {has} for {path} "
+          f"but this program needs {needs}; use the code and config that "
+          "wrote it, or a new workdir."
         )
-    state = self._read(step, state=ocp.args.StandardRestore(target))["state"]
-    for path, (_, bits) in _describe(state).items():
-      if bits != stored[path][1]:
-        raise _DamagedError(f"the values of {path} are not those saved")
-    return state
 
   def _read(self, step: int, **args) -> Any:
     try:
       return self._manager.restore(step, args=ocp.args.Composite(**args))
     except Exception as error:
-      # Truncated files surface as many types of error, from three libraries.
+      # Bad files surface as many types of error, from three libraries.
       if "RESOURCE_EXHAUSTED" in str(error):
         raise
       lines = str(error).strip().splitlines() or [type(error).__name__]
       raise _DamagedError(lines[0][:200].rstrip(". ")) from error
 
+  def _write_manifest(self) -> None:
+    """Called on files that are complete, in a folder not yet renamed."""
+    if jax.process_index():
+      return
+    for folder in self._directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
+      files = {
+        path.relative_to(folder).as_posix(): _fingerprint(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in _LATER
+      }
+      (folder / _MANIFEST).write_text(json.dumps(files))
+
 
 class _DamagedError(Exception):
-  """A checkpoint that cannot be read back as it was written."""
+  """A checkpoint whose files are not those that were written."""
 
 
-def _describe(state: Any) -> dict[str, tuple[str, int]]:
-  """`{path: (dtype[shape], sum of the bits)}` of every array."""
-  sums = jax.device_get(jax.jit(_bit_sums)(state))
-  paths = program.leaves_by_path(state)
-  return {
-    path: (text, int(bits))
-    for (path, text), bits in zip(
-      paths.items(), jax.tree.leaves(sums), strict=True
-    )
-  }
+def _check_files(folder: pathlib.Path) -> None:
+  try:
+    files = json.loads((folder / _MANIFEST).read_text())
+  except (OSError, json.JSONDecodeError, UnicodeDecodeError):
+    raise _DamagedError(f"its {_MANIFEST} cannot be read") from None
+  for name, (size, checksum) in files.items():
+    if not (folder / name).is_file():
+      raise _DamagedError(f"{name} is missing")
+    now = _fingerprint(folder / name)
+    if now[0] != size:
+      raise _DamagedError(f"{name} has {now[0]} bytes instead of {size}")
+    if None not in (now[1], checksum) and now[1] != checksum:
+      raise _DamagedError(f"{name} has other contents than were written")
 
 
-def _bit_sums(tree: Any) -> Any:
-  """Sums every array as integers modulo 2^32: exact in any order."""
-
-  def bits(x):
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-      x = jax.random.key_data(x)
-    if x.dtype == jnp.bool_:
-      x = x.astype(jnp.uint8)
-    if jnp.issubdtype(x.dtype, jnp.complexfloating):
-      x = jnp.stack([x.real, x.imag])
-    kind = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
-    x = jax.lax.bitcast_convert_type(x, kind).astype(jnp.uint32)
-    return jnp.sum(x, dtype=jnp.uint32)
-
-  return jax.tree.map(bits, tree)
+def _fingerprint(path: pathlib.Path) -> tuple[int, int | None]:
+  """Size and checksum; on a pod size alone, where files are huge and far."""
+  size = path.stat().st_size
+  if jax.process_count() > 1:
+    return size, None
+  checksum = 0
+  with path.open("rb") as file:
+    while chunk := file.read(2**24):
+      checksum = zlib.crc32(chunk, checksum)
+  return size, checksum
 
 
 def _quiet(record: logging.LogRecord) -> bool:
-  """Drops what Orbax says below an error."""
-  return record.levelno >= logging.ERROR or "orbax" not in record.pathname
+  """Drops what Orbax logs; its failures are raised too."""
+  return "orbax" not in record.pathname

@@ -138,7 +138,7 @@ def _open(workdir, make: Build | None, mesh: Mesh):
   directory = pathlib.Path(workdir) / workdir_lib.CHECKPOINTS
   if not directory.is_dir():
     raise ValueError(f"{workdir} holds no checkpoint yet; train it first.")
-  with checkpoint_lib.Checkpoints(directory) as checkpoints:
+  with checkpoint_lib.Checkpoints(directory, read_only=True) as checkpoints:
     step = checkpoints.latest()
     if step is None:
       raise ValueError(f"{workdir} holds no checkpoint yet; train it first.")
