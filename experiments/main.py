@@ -1,6 +1,6 @@
-"""The entry point of every experiment.
+r"""The entry point of every experiment.
 
-python -m experiments.main --config=experiments/mdns/ising.py:smoke \\
+python -m experiments.main --config=experiments/mdns/ising.py:smoke \
   --workdir=W [--mode=train|eval|sample] [--seeds=0,1,2] [--config.seed=3]
 """
 

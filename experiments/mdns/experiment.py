@@ -11,8 +11,8 @@ import optax
 
 from experiments.mdns import report
 from jdiff import ctmc, nets, targets, training
+from jdiff.core import checks, replay
 from jdiff.core import keys as keys_lib
-from jdiff.core import replay
 from jdiff.core.types import Target
 from jdiff.methods import mdns
 
@@ -33,6 +33,10 @@ def build(config: ml_collections.ConfigDict) -> training.Experiment:
   Raises:
     ValueError: If a field's value is unknown or does not fit the others.
   """
+  for name in ("batch_size", "num_masks", "num_eval", "eval_chunk"):
+    checks.check_int(f"config.{name}", config[name])
+  for name in ("capacity", "num_samples", "refresh_every"):
+    checks.check_int(f"config.buffer.{name}", config.buffer[name])
   target = _target(config.target)
   law = _law(config, target)
   network, wrap, causal = _network(config, target, law)

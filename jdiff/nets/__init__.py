@@ -4,7 +4,6 @@
 """
 
 from jdiff.nets.local import local
-from jdiff.nets.local import local
 from jdiff.nets.mlp import mlp
 from jdiff.nets.network import Network
 from jdiff.nets.transformer import transformer

@@ -1,7 +1,7 @@
 """Unnormalised laws that know their exact answers."""
 
 from jdiff.core.types import Target
-from jdiff.targets import exact, lattice
+from jdiff.targets import exact, lattice, torus
 from jdiff.targets.dirichlet_multinomial import dirichlet_multinomial
 from jdiff.targets.ising import ising
 from jdiff.targets.potts import potts
@@ -15,4 +15,5 @@ __all__ = [
   "lattice",
   "potts",
   "temper",
+  "torus",
 ]

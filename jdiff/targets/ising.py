@@ -9,7 +9,7 @@ import numpy as np
 
 from jdiff.core import checks, orders
 from jdiff.core.types import Target
-from jdiff.targets import cluster, exact, lattice
+from jdiff.targets import cluster, exact, lattice, torus
 from jdiff.targets import enumerate as enumerate_lib
 
 
@@ -119,7 +119,7 @@ def ising(
   solvable = periodic and field == 0 and size > 2 and coupling * beta != 0
   if solvable and (coupling * beta > 0 or size % 2 == 0):
     k = abs(float(beta) * float(coupling))
-    return target._replace(log_z=exact.kaufman_log_z(size, size, k))
+    return target._replace(log_z=torus.kaufman_log_z(size, size, k))
   if 2**num_sites <= enumerate_lib.MAX_STATES:
     return target._replace(log_z=target.exact()["log_z"])
   return target

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tests.training import results, toy
 
 from jdiff import training
 from jdiff.training import checkpoint, sharding
+from tests.training import results, toy
 
 
 class Extra(NamedTuple):

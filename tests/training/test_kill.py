@@ -6,6 +6,7 @@ import sys
 import time
 
 import numpy as np
+
 from tests.training import results, toy
 
 ROOT = pathlib.Path(__file__).parents[2]

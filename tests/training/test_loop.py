@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.training import results, toy
 
 from jdiff import training
+from tests.training import results, toy
 
 
 @pytest.fixture(scope="module")
@@ -125,9 +125,7 @@ def test_a_signal_ends_an_evaluation(whole, tmp_path, at_end):
     return experiment.evaluate(params, key, final=final)
 
   with pytest.raises(SystemExit):
-    results.run(
-      experiment._replace(evaluate=evaluate), toy.CONFIG, tmp_path
-    )
+    results.run(experiment._replace(evaluate=evaluate), toy.CONFIG, tmp_path)
   results.run(experiment, toy.CONFIG, tmp_path)
   results.assert_same_run(whole[0], tmp_path)
 
@@ -254,9 +252,7 @@ def test_bad_experiments_are_refused(tmp_path):
   with pytest.raises(ValueError, match="must have collect"):
     results.run(experiment._replace(host=len), toy.CONFIG, tmp_path)
   with pytest.raises(TypeError, match="init must return a TrainState"):
-    results.run(
-      experiment._replace(init=lambda key: {}), toy.CONFIG, tmp_path
-    )
+    results.run(experiment._replace(init=lambda key: {}), toy.CONFIG, tmp_path)
 
 
 def test_evaluations_are_checked(tmp_path):
