@@ -49,6 +49,6 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	  else echo "Making $(VENV) with Python $(VERSION) and $(CONSTRAINTS)" \
 	    "(a few minutes, once)."; "$(PYTHON)" -m venv --clear "$(VENV)"; fi
 	@rm -f "$(VENV)"/.made-*
-	@$(RUN) -m pip install --quiet --disable-pip-version-check \
+	@$(RUN) -m pip install -qq --disable-pip-version-check \
 	  -c $(CONSTRAINTS) -e ".[dev]"
 	@touch "$@"

@@ -1,7 +1,9 @@
 """The import graph has the layers of the package's design, and no back edge."""
 
 import ast
+import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -171,15 +173,18 @@ def test_every_folder_with_code_is_a_package():
 
 def test_nobody_is_told_to_install_the_plain_name():
   # An unrelated distribution holds it.
-  plain = [f"{verb} jdiff" for verb in ("pip install", "pip add", "uv add")]
+  plain = re.compile(r"""(pip install|uv add)( -\S+)* ["'`]?jdiff(?![\w-])""")
+  assert plain.search("pip install" + " -U 'jdiff[data]'")
+  suffixes = (".cfg", ".ipynb", ".md", ".py", ".sh", ".toml", ".txt", ".yml")
   told = []
-  for path in ROOT.rglob("*"):
-    parts = path.relative_to(ROOT).parts
-    if any(p in SKIPPED or p.startswith((".git", ".venv")) for p in parts):
-      continue
-    suffixes = (".cfg", ".ipynb", ".md", ".py", ".sh", ".toml", ".txt", ".yml")
-    if path.is_file() and path.suffix in suffixes:
-      text = " ".join(path.read_text(errors="replace").split())
-      text = text.replace("jdiff-research", "research")
-      told += [path for command in plain if command in text]
+  for folder, folders, files in os.walk(ROOT):
+    folders[:] = [
+      name
+      for name in folders
+      if name not in SKIPPED and not name.startswith((".git", ".venv"))
+    ]
+    for path in (pathlib.Path(folder, name) for name in files):
+      if path.suffix in suffixes or path.name in ("Makefile", "run"):
+        text = " ".join(path.read_text(errors="replace").split())
+        told += [path] if plain.search(text) else []
   assert told == []

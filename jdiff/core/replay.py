@@ -44,11 +44,9 @@ def add(state: ReplayState, batch: Any) -> ReplayState:
       f"{capacity}, got {sorted(sizes)}."
     )
   (num,) = sizes
-  if jax.tree.structure(batch) != jax.tree.structure(state.data):
-    raise ValueError(
-      f"batch must be a {jax.tree.structure(state.data)}, got a "
-      f"{jax.tree.structure(batch)}."
-    )
+  given, wanted = (str(jax.tree.structure(x)) for x in (batch, state.data))
+  if given != wanted:
+    raise ValueError(f"batch must be a {wanted}, got a {given}.")
   slots = (state.num_added + jnp.arange(num)) % capacity
   data = jax.tree.map(
     lambda old, new: old.at[slots].set(new.astype(old.dtype)),

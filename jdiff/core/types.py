@@ -109,6 +109,15 @@ class Target(NamedTuple):
   orders: Mapping[str, Order] = {}
   context: Callable[..., np.ndarray] | None = None
 
+  def discrete(self) -> tuple[int, int]:
+    """`(length, num_tokens)`, or a ValueError for a continuous target."""
+    if self.length is None or self.num_tokens is None:
+      raise ValueError(
+        "target must be discrete, with length and num_tokens; got "
+        f"length={self.length}, num_tokens={self.num_tokens}."
+      )
+    return self.length, self.num_tokens
+
 
 class Method(NamedTuple):
   """An on-policy method: what it gathers, and what it minimises.

@@ -79,7 +79,7 @@ def expectation(
   weights = normalise(log_weights, axis_name)
   weights = weights.reshape(weights.shape + (1,) * (values.ndim - 1))
   mean = _sum(weights * values, axis_name)
-  return mean, jnp.sqrt(_sum((weights * (values - mean)) ** 2, axis_name))
+  return mean, jnp.sqrt(_sum((weights * (values - mean[None])) ** 2, axis_name))
 
 
 def resample(
@@ -102,14 +102,13 @@ def resample(
   """
   checks.check_int("num_samples", num_samples)
   log_weights = _wide(log_weights)
-  shards, shard = 1, 0
+  shards, rank = 1, jnp.arange(num_samples)
   if axis_name is not None:
     shards = lax.axis_size(axis_name)
-    shard = lax.axis_index(axis_name)
+    rank = rank + lax.axis_index(axis_name) * num_samples
     log_weights = lax.all_gather(log_weights, axis_name, tiled=True)
   cdf = jnp.cumsum(jax.nn.softmax(log_weights))
   total = num_samples * shards
-  rank = shard * num_samples + jnp.arange(num_samples)
   points = (rank + jax.random.uniform(key)) / total
   # Rounding leaves the cdf's end near, not at, one.
   index = jnp.searchsorted(cdf, points * cdf[-1], side="right")

@@ -5,6 +5,7 @@ them with one; EUBO needs them on samples that the policy did not draw.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -110,7 +111,9 @@ def path_log_ratio(
   a rollout's own samples and order it equals `Rollout.log_ratio`. Without a
   reference network the reference is uniform over the tokens.
   """
-  options = dict(mask_id=mask_id, causal=causal, num_terms=num_terms)
+  options: dict[str, Any] = dict(
+    mask_id=mask_id, causal=causal, num_terms=num_terms
+  )
   log_policy = path_log_prob(
     params,
     samples,

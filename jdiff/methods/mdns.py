@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jdiff.core import checks, replay, weights
 from jdiff.core import keys as keys_lib
 from jdiff.core import orders as orders_lib
+from jdiff.core import replay, weights
 from jdiff.core.types import LogitsFn, Method, Params, Rollout, Target
 from jdiff.ctmc import flips, masks, paths, reveal
 from jdiff.elbo import denoising
@@ -47,8 +47,10 @@ class Batch(NamedTuple):
 
 def log_weights(rollout: Rollout, target: Target) -> jax.Array:
   """`W [N]`: `log_ratio + log_prob + L log V`, with `E[exp(W)] = Z`."""
-  num_tokens, length = _discrete(target)
+  length, num_tokens = target.discrete()
   log_prob = jax.vmap(target.log_prob)(rollout.samples)
+  if rollout.log_ratio is None:
+    raise ValueError("the rollout has no exact log_ratio, got None.")
   return rollout.log_ratio + log_prob + length * jnp.log(float(num_tokens))
 
 
@@ -94,7 +96,7 @@ def collector(
   num_steps: int | None = None,
 ) -> Callable[[Params, jax.Array], Batch]:
   """`collect(params, key) -> Batch` from the masked process; no gradient."""
-  _, length = _discrete(target)
+  length, _ = target.discrete()
 
   def collect(params, key):
     rollout = reveal.rollout(
@@ -149,7 +151,7 @@ def path_method(
   Raises:
     ValueError: If the target is not discrete.
   """
-  _, length = _discrete(target)
+  length, _ = target.discrete()
   law = orders_lib.as_order(order, range(length), num_steps)
   collect = collector(
     target,
@@ -236,7 +238,7 @@ def udns_method(
   The network sees noisy tokens and `t`, and is fitted by weighted
   cross-entropy on the clean tokens.
   """
-  num_tokens, length = _discrete(target)
+  length, num_tokens = target.discrete()
   schedule = masking.linear() if schedule is None else schedule
 
   def collect(params, key):
@@ -309,7 +311,7 @@ def eubo(
   Its mean is at least `log Z` in expectation: the one diagnostic that sees a
   mode which the sampler has lost.
   """
-  num_tokens, length = _discrete(target)
+  length, num_tokens = target.discrete()
   law = orders_lib.as_order(order, range(length), num_steps)
   keys = keys_lib.per_example(key, samples.shape[0])
   log_policy = paths.path_log_prob(
@@ -359,18 +361,6 @@ def summary(
     "log_z": weights.log_z(log_weights, axis_name),
     "ess_fraction": weights.ess_fraction(log_weights, axis_name),
   }
-
-
-def _discrete(target: Target) -> tuple[int, int]:
-  if target.num_tokens is None or target.length is None:
-    raise ValueError(
-      "target must be discrete, with num_tokens and length; got "
-      f"num_tokens={target.num_tokens}, length={target.length}."
-    )
-  return (
-    checks.check_int("target.num_tokens", target.num_tokens, 2),
-    checks.check_int("target.length", target.length),
-  )
 
 
 def _count(x: jax.Array, axis_name: weights.AxisName) -> jax.Array:

@@ -37,7 +37,8 @@ def mlp(
 
   Returns:
     A `Network`; `apply(params, tokens [B, L], t [B], sites=None)` answers
-    `[B, L, V]`, or `[B, m, V]` with only those columns of the head computed.
+    `[B, L, V]`, or `[B, m, V]`. Sites shared by the batch (`[m]`) pay for
+    their columns of the head alone; `[B, m]` sites pay for the whole head.
 
   Raises:
     ValueError: If a size is not positive, or `hidden` is empty.

@@ -21,7 +21,7 @@ from jdiff.targets import torus
 def enumeration(target: Target) -> dict[str, Any]:
   """`log_z`, `states`, `log_pmf` and every observable's expectation."""
   with jax.enable_x64(True):
-    states = enumerate_lib.enumerate_states(target.length, target.num_tokens)
+    states = enumerate_lib.enumerate_states(*target.discrete())
     log_prob = np.asarray(_map(target.log_prob, states))
     log_z = float(special.logsumexp(log_prob))
     log_pmf = log_prob - log_z
@@ -39,7 +39,7 @@ def enumeration(target: Target) -> dict[str, Any]:
 
 def best(target: Target, ising: tuple | None) -> dict[str, Any]:
   """The Ising model's expectations by the best oracle for its size."""
-  if 2**target.length <= enumerate_lib.MAX_STATES:
+  if 2 ** target.discrete()[0] <= enumerate_lib.MAX_STATES:
     return _expectations(enumeration(target))
   if ising is None:
     return {}
@@ -67,11 +67,10 @@ def best(target: Target, ising: tuple | None) -> dict[str, Any]:
 
 def best_potts(target: Target, shape: tuple | None) -> dict[str, Any]:
   """The Potts model's expectations by the best oracle for its size."""
-  if target.num_tokens**target.length <= enumerate_lib.MAX_STATES:
+  length, num_states = target.discrete()
+  if num_states**length <= enumerate_lib.MAX_STATES:
     return _expectations(enumeration(target))
-  answer: dict[str, Any] = {
-    "p_mode": np.full(target.num_tokens, 1 / target.num_tokens)
-  }
+  answer: dict[str, Any] = {"p_mode": np.full(num_states, 1 / num_states)}
   if shape is not None and shape[-1]:
     answer |= potts_transfer(*shape[:4])
   return answer

@@ -115,13 +115,14 @@ def ising(
   )
   if not static:
     return target
-  target = target._replace(exact=functools.cache(describe))
+  answers = functools.cache(describe)
+  target = target._replace(exact=answers)
   solvable = periodic and field == 0 and size > 2 and coupling * beta != 0
   if solvable and (coupling * beta > 0 or size % 2 == 0):
     k = abs(float(beta) * float(coupling))
     return target._replace(log_z=torus.kaufman_log_z(size, size, k))
   if 2**num_sites <= enumerate_lib.MAX_STATES:
-    return target._replace(log_z=target.exact()["log_z"])
+    return target._replace(log_z=answers()["log_z"])
   return target
 
 

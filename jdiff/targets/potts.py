@@ -101,7 +101,8 @@ def potts(
   )
   if not static:
     return target
-  target = target._replace(exact=functools.cache(describe))
+  answers = functools.cache(describe)
+  target = target._replace(exact=answers)
   if coupling * beta >= 0:
     target = target._replace(
       sample=cluster.sampler(
@@ -115,5 +116,5 @@ def potts(
       )
     )
   if periodic and num_states**size <= 1024:
-    return target._replace(log_z=target.exact()["log_z"])
+    return target._replace(log_z=answers()["log_z"])
   return target

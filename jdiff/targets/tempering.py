@@ -15,16 +15,16 @@ def temper(target: Target, scale: float | jax.Array) -> Target:
   Returns:
     A target without `log_z`, `exact` and `sample`, which no longer hold.
   """
-  conditional = None
-  if target.conditional is not None:
+  original = target.conditional
 
-    def conditional(tokens, sites=None):
-      logits, known = target.conditional(tokens, sites)
-      return scale * logits, known
+  def conditional(tokens, sites=None):
+    assert original is not None
+    logits, known = original(tokens, sites)
+    return scale * logits, known
 
   return target._replace(
     log_prob=lambda x: scale * target.log_prob(x),
-    conditional=conditional,
+    conditional=None if original is None else conditional,
     log_z=None,
     exact=None,
     sample=None,

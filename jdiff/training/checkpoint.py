@@ -41,22 +41,22 @@ class Checkpoints:
     read_only: bool = False,
   ):
     self._directory = pathlib.Path(directory).absolute()
+    self._keep = keep
+    self._read_only = read_only
     self._saving: int | None = None
-    self._options = ocp.CheckpointManagerOptions(
-      max_to_keep=keep,
-      read_only=read_only,
-      create=not read_only,
-      cleanup_tmp_directories=not read_only,
+
+  def __enter__(self) -> "Checkpoints":
+    logging.getLogger("absl").addFilter(_quiet)
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=None if self._read_only else self._keep,
+      read_only=self._read_only,
+      create=not self._read_only,
+      cleanup_tmp_directories=not self._read_only,
       async_options=ocp.AsyncOptions(
         post_finalization_callback=self._write_manifest
       ),
     )
-
-  def __enter__(self) -> "Checkpoints":
-    logging.getLogger("absl").addFilter(_quiet)
-    self._manager = ocp.CheckpointManager(
-      self._directory, options=self._options
-    )
+    self._manager = ocp.CheckpointManager(self._directory, options=options)
     return self
 
   def __exit__(self, *unused) -> None:

@@ -114,6 +114,10 @@ class _Run:
     self.experiment, self.config = experiment, config
     self.workdir = workdir
     self.show = progress and not jax.process_index()
+    # Simulated devices share a few threads: queued steps can wait for one
+    # another's collectives for ever.
+    devices = mesh.devices.ravel()
+    self.in_lockstep = len(devices) > 1 and devices[0].platform == "cpu"
     self.program = program_lib.compile_experiment(experiment, mesh)
     # Only now: a config that cannot be built does not claim the directory.
     workdir_lib.write_config(workdir, config)
@@ -171,7 +175,7 @@ class _Run:
     return self.finish(state, step)
 
   def advance(self, state: TrainState, step: int):
-    """One step; nothing here waits for the device, except for `host`."""
+    """One step; real devices are not waited for, except for `host`."""
     experiment, program = self.experiment, self.program
     batch = None
     if experiment.batches is not None:
@@ -184,7 +188,10 @@ class _Run:
         arrays = experiment.host(sharding.fetch(rollout))
         arrays = sharding.put_batch(arrays, program.mesh)
       batch = (rollout, arrays)
-    return program.step(state, batch)
+    state, metrics = program.step(state, batch)
+    if self.in_lockstep:
+      jax.block_until_ready(metrics)
+    return state, metrics
 
   def seconds(self) -> float:
     return time.monotonic() - self.started

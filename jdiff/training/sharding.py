@@ -100,9 +100,15 @@ def shard_batch(tree: Any) -> Any:
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return tree
-  return jax.tree.map(
-    lambda x: jax.lax.with_sharding_constraint(x, batch_spec(x, mesh)), tree
-  )
+
+  def shard(x):
+    spec = batch_spec(x, mesh)
+    if isinstance(x, jax.core.Tracer):
+      return jax.lax.with_sharding_constraint(x, spec)
+    # Outside jit a constraint wants arrays that are on the mesh already.
+    return jax.device_put(x, NamedSharding(jax.sharding.get_mesh(), spec))
+
+  return jax.tree.map(shard, tree)
 
 
 def batch_spec(array: Any, mesh: Any) -> PartitionSpec:

@@ -16,7 +16,8 @@ DRIVER = """
 import json, os, sys, warnings
 warnings.simplefilter("ignore")
 import experiments.main
-from jdiff import training
+from absl import app
+app.define_help_flags()
 
 for number, argv in enumerate(json.loads(sys.argv[1])):
   pid = os.fork()
@@ -25,8 +26,9 @@ for number, argv in enumerate(json.loads(sys.argv[1])):
       path = os.path.join(sys.argv[2], f"{name}{number}")
       os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY), fd)
     code = 0
+    sys.argv = ["main", *argv]  # config_flags looks for overrides here.
     try:
-      experiments.main.guarded(["main", *argv])
+      experiments.main.guarded(sys.argv)
     except SystemExit as error:
       code = error.code
     except BaseException:
@@ -184,4 +186,4 @@ def test_modes_do_their_work(outcomes):
   assert summary["seeds"] == [0, 1]
   # What could not start has claimed no directory.
   assert not (workdir / "m").exists() and not (workdir / "none").exists()
-  assert "--num_samples" in results["help"][1]
+  assert "USAGE" in results["help"][1]

@@ -29,7 +29,7 @@ def steps(config, num, devices):
   with jax.set_mesh(mesh):
     state = program.init(jax.random.key(0))
     for _ in range(num):
-      state, metrics = program.step(state, None)
+      state, metrics = jax.block_until_ready(program.step(state, None))
   return jax.device_get((state.params, metrics))
 
 
@@ -55,6 +55,7 @@ def test_short_run(module, loss, tmp_path):
   config.num_steps = config.eval_every = config.checkpoint_every = 150
   config.batch_size = 128
   config.num_eval, config.eval_chunk, config.num_reference = 4096, 2048, 64
+  config.mesh.data = 1
   training.run(training.build(config), config, tmp_path, progress=False)
   report = json.loads((tmp_path / "report.json").read_text())
   metrics = report["metrics"]
@@ -73,6 +74,7 @@ def test_short_run(module, loss, tmp_path):
 @pytest.mark.slow
 def test_smoke_meets_its_pass_line(tmp_path):
   config = ising.get_config("smoke")
+  config.mesh.data = 1
   report = training.run(
     training.build(config), config, tmp_path, progress=False
   )

@@ -50,7 +50,7 @@ def test_step_keys_differ_and_depend_on_the_step_alone():
 
 
 def test_create_wants_a_typed_key():
-  with pytest.raises(ValueError, match="typed PRNG key"):
+  with pytest.raises(TypeError, match="typed PRNG key"):
     training.create(jax.random.PRNGKey(0), {}, optax.sgd(0.1))
 
 

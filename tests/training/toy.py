@@ -69,7 +69,7 @@ def build(config):
     }
 
   def sample(params, key, num_samples):
-    return jax.random.normal(key, (num_samples, width)) + params["w"]
+    return jax.random.normal(key, (num_samples, width)) + params["w"][None]
 
   def figures(params, key, directory, history):
     (directory / "curve.png").write_text(str(len(history)))
