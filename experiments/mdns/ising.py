@@ -83,7 +83,7 @@ def _pod():
 
 VARIANTS = {
   "smoke": _smoke,
-  "cpu": functools.partial(_chain, CRITICAL_BETA, 1000),
+  "cpu": functools.partial(_chain, CRITICAL_BETA, 1400),
   "cpu_long": functools.partial(_chain, CRITICAL_BETA, 2800),
   "cpu_low": functools.partial(_chain, 0.6, 1200),
   "cpu_uniform": functools.partial(_uniform, 8, 700),
