@@ -1,0 +1,1 @@
+"""Printed comparisons, each against a named baseline measured in one run."""
