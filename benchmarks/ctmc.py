@@ -10,19 +10,16 @@ does not depend on the parameters. A time is that of one call on a whole batch.
 """
 
 import functools
-import math
-import time
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import timing
 from experiments.mdns import experiment, ising
 from jdiff import ctmc, targets
 from jdiff.core import keys as keys_lib
-
-ROUNDS = 5
 
 
 class Case(NamedTuple):
@@ -61,40 +58,6 @@ def case(variant, size):
     target.length,
     target.num_tokens,
   )
-
-
-def race(runs):
-  """`{name: (steady seconds, compile seconds)}` of blocking calls."""
-  first, best = {}, dict.fromkeys(runs, math.inf)
-  for turn in range(1 + ROUNDS):
-    for name, run in runs.items():
-      start = time.perf_counter()
-      jax.block_until_ready(run())
-      seconds = time.perf_counter() - start
-      if turn == 0:
-        first[name] = seconds
-      else:
-        best[name] = min(best[name], seconds)
-  return {name: (best[name], first[name] - best[name]) for name in runs}
-
-
-def show(title, runs, nfe, batch):
-  """Runs a table's rows and prints it; the first row is the baseline."""
-  times = race(runs)
-  baseline = next(iter(runs))
-  width = max(map(len, runs))
-  print(f"\n{title}; float32, batch {batch}, baseline: {baseline}")
-  print(
-    f"{'':{width}}  {'nfe':>4}  {'ms':>9}  {'rollouts/s':>10}  {'ratio':>7}"
-    "  compile s"
-  )
-  for name, (seconds, compiling) in times.items():
-    ratio = times[baseline][0] / seconds
-    print(
-      f"{name:{width}}  {nfe[name]:4d}  {1e3 * seconds:9.2f}  "
-      f"{batch / seconds:10.0f}  {ratio:7.3f}  {compiling:9.2f}",
-      flush=True,
-    )
 
 
 def python_loop(c, num_samples):
@@ -136,14 +99,7 @@ def scan_against_loop(key):
   c = case("smoke", 4)
   for batch in (16, 1024):
     scan, loop = c.rollout(batch), python_loop(c, batch)
-    rollout = scan(c.params, key)
-    # The same keys and the same work, or the times would not compare.
-    np.testing.assert_array_equal(rollout.samples, loop(c.params, key)[0])
-    np.testing.assert_allclose(
-      rollout.log_policy, loop(c.params, key)[1], rtol=1e-5
-    )
-    jax.clear_caches()
-    show(
+    timing.race(
       "(a) one jitted scan against a loop over jitted steps, 4x4, MLP 2x128",
       {
         "Python loop": lambda f=loop: f(c.params, key),
@@ -152,6 +108,11 @@ def scan_against_loop(key):
       dict.fromkeys(("Python loop", "ctmc.rollout"), c.length),
       batch,
     )
+    # The same keys and the same work, or the times would not compare.
+    rollout = scan(c.params, key)
+    tokens, log_policy = loop(c.params, key)
+    np.testing.assert_array_equal(rollout.samples, tokens)
+    np.testing.assert_allclose(rollout.log_policy, log_policy, rtol=1e-5)
 
 
 def blocks_against_full(key):
@@ -159,7 +120,7 @@ def blocks_against_full(key):
   for c, name in ((mlp, "MLP 2x128"), (site, "site-centred 2x128")):
     few, full = c.length // 4, c.length
     some, all_steps = c.rollout(batch, few), c.rollout(batch, full)
-    show(
+    timing.race(
       f"(b) L/4 blocks against one site a step, 8x8, {name}",
       {
         "K = L": lambda f=all_steps, c=c: f(c.params, key),
@@ -175,13 +136,13 @@ def cost_against_length(key):
   for size in (4, 8, 16):
     c = case("cpu_uniform", size)
     name = f"site-centred, random order, {size}x{size}"
-    runs[name] = lambda f=c.rollout(batch), c=c: f(c.params, key)
+    runs[name] = functools.partial(c.rollout(batch), c.params, key)
     nfe[name] = c.law.num_steps
   c = case("cpu", 16)
   name = "per-block, chain order, 16x16"
-  runs[name] = lambda f=c.rollout(batch), c=c: f(c.params, key)
+  runs[name] = functools.partial(c.rollout(batch), c.params, key)
   nfe[name] = c.law.num_steps
-  show("(c) rollouts against the lattice's size", runs, nfe, batch)
+  timing.race("(c) rollouts against the lattice's size", runs, nfe, batch)
 
 
 def causal_against_steps(key):
@@ -204,11 +165,7 @@ def causal_against_steps(key):
     return jax.jit(jax.value_and_grad(mean, has_aux=True))
 
   steps, once = value_and_grad(False), value_and_grad(True)
-  for gradient in (steps, once):
-    (_, log_prob), _ = gradient(c.params)
-    np.testing.assert_allclose(log_prob, rollout.log_policy, rtol=1e-4)
-  jax.clear_caches()
-  show(
+  timing.race(
     "(d) path_log_prob with its gradient, chain order, per-block, 16x16",
     {
       "a step at a time": lambda: steps(c.params),
@@ -217,11 +174,13 @@ def causal_against_steps(key):
     {"a step at a time": c.law.num_steps, "causal": 1},
     batch,
   )
+  for gradient in (steps, once):
+    (_, log_prob), _ = gradient(c.params)
+    np.testing.assert_allclose(log_prob, rollout.log_policy, rtol=1e-4)
 
 
 def main():
-  device = jax.devices()[0]
-  print(f"jax {jax.__version__}, {device.device_kind} ({device.platform})")
+  print(timing.where())
   key = jax.random.key(0)
   scan_against_loop(key)
   blocks_against_full(key)

@@ -29,7 +29,7 @@ def main(num_steps):
   answer = exact.enumeration(target)
   pmf = np.exp(answer["log_pmf"])
   floor = 0.5 * np.sqrt(2 * pmf * (1 - pmf) / (np.pi * NUM_EVAL)).sum()
-  timing.header(f"4x4 Ising, {num_steps} steps, batch 256, nfe 16 a rollout")
+  print(f"{timing.where()}; {num_steps} steps, batch 256, nfe 16 a rollout")
   print(f"TV of {NUM_EVAL} perfect draws: {floor:.4f}")
   print("loss   ESS     TV      KL(emp|pi)  log Z - ELBO  |log Z err|  seconds")
   for loss in ("rerf", "lv", "ce", "wdce"):
@@ -64,7 +64,8 @@ def main(num_steps):
       f"{0.5 * np.abs(share - pmf).sum():.4f}  {kl:10.4f}  "
       f"{answer['log_z'] - float(weights.elbo(log_w)):12.4f}  "
       f"{abs(float(weights.log_z(log_w)) - answer['log_z']):11.5f}  "
-      f"{seconds:7.1f}"
+      f"{seconds:7.1f}",
+      flush=True,
     )
 
 

@@ -1,26 +1,48 @@
-"""Steady-state timing of jitted functions."""
+"""Timing side by side: what every benchmark prints its numbers with."""
 
-import statistics
+import math
 import time
 
 import jax
 
-
-def measure(function, *args, repeats=5):
-  """`(compile_seconds, median_seconds)`; outputs are waited for."""
-  start = time.perf_counter()
-  jax.block_until_ready(function(*args))
-  first = time.perf_counter() - start
-  times = []
-  for _ in range(repeats):
-    start = time.perf_counter()
-    jax.block_until_ready(function(*args))
-    times.append(time.perf_counter() - start)
-  median = statistics.median(times)
-  return max(first - median, 0.0), median
+ROUNDS = 5
 
 
-def header(title):
-  """Prints what was measured on what."""
+def where():
+  """What a table was measured with, in one line."""
   device = jax.devices()[0]
-  print(f"\n{title}\njax {jax.__version__}, {device.platform}, float32")
+  return f"jax {jax.__version__}, {device.device_kind} ({device.platform})"
+
+
+def measure(runs, rounds=ROUNDS):
+  """`{name: (steady seconds, compile seconds)}` of blocking calls, in turns."""
+  first, best = {}, dict.fromkeys(runs, math.inf)
+  for turn in range(1 + rounds):
+    for name, run in runs.items():
+      start = time.perf_counter()
+      jax.block_until_ready(run())
+      seconds = time.perf_counter() - start
+      if turn == 0:
+        first[name] = seconds
+      else:
+        best[name] = min(best[name], seconds)
+  return {name: (best[name], first[name] - best[name]) for name in runs}
+
+
+def race(title, runs, nfe, batch):
+  """Prints the table of `{name: run}`; the first row is the baseline."""
+  times = measure(runs)
+  baseline = next(iter(runs))
+  width = max(map(len, runs))
+  print(f"\n{title}; float32, batch {batch}, baseline: {baseline}")
+  print(
+    f"{'':{width}}  {'nfe':>4}  {'ms':>9}  {'rollouts/s':>10}  {'ratio':>7}"
+    "  compile s"
+  )
+  for name, (seconds, compiling) in times.items():
+    ratio = times[baseline][0] / seconds
+    print(
+      f"{name:{width}}  {nfe[name]:4d}  {1e3 * seconds:9.2f}  "
+      f"{batch / seconds:10.0f}  {ratio:7.3f}  {compiling:9.2f}",
+      flush=True,
+    )

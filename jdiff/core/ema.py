@@ -26,4 +26,6 @@ def update(ema: Params, params: Params, *, ema_decay: float, count) -> Params:
   count = jnp.asarray(count, jnp.float32)
   # -expm1 keeps 1 - d^t accurate for decays such as 0.9999 at small t.
   rate = (1 - ema_decay) / -jnp.expm1(count * jnp.log(ema_decay or 1e-38))
+  # Exactly one at the first update, or rounding would let the start through.
+  rate = jnp.where(count <= 1, 1, rate)
   return optax.incremental_update(params, ema, rate)

@@ -136,11 +136,12 @@ class Order:
         continue
       sites = jax.random.permutation(jax.random.fold_in(key, i), sites)
       sizes = _block_sizes(*stage)
-      if sizes.max() > 1:
-        block = np.repeat(np.arange(len(sizes)), sizes)
-        # Blocks are contiguous ranks, so sorting on (block, site) keeps them.
-        sites = sites[jnp.lexsort((sites, jnp.asarray(block)))]
-      parts.append(sites)
+      start = 0
+      for size in np.unique(sizes):  # At most two, the smaller first.
+        num = int(np.sum(sizes == size))
+        run = sites[start : start + num * size].reshape(num, size)
+        parts.append(jnp.sort(run, axis=1).ravel())
+        start += num * size
     return jnp.concatenate(parts)
 
 

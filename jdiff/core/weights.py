@@ -22,6 +22,12 @@ def normalise(log_weights: jax.Array, axis_name: AxisName = None) -> jax.Array:
   return jnp.exp(log_weights - _log_sum_exp(log_weights, axis_name))
 
 
+def relative(log_weights: jax.Array, axis_name: AxisName = None) -> jax.Array:
+  """Self-normalised weights `[N]` with mean one over every shard."""
+  num = _count(_wide(log_weights), axis_name)
+  return normalise(log_weights, axis_name) * num
+
+
 def log_mean_exp(
   log_weights: jax.Array, axis_name: AxisName = None
 ) -> jax.Array:
@@ -38,7 +44,7 @@ def log_z(log_weights: jax.Array, axis_name: AxisName = None) -> jax.Array:
 
 def log_z_se(log_weights: jax.Array, axis_name: AxisName = None) -> jax.Array:
   """Delta-method standard error of `log_z`, `sqrt((N / ess - 1) / N)`."""
-  num = _count(log_weights, axis_name)
+  num = _count(_wide(log_weights), axis_name)
   fraction = ess_fraction(log_weights, axis_name)
   return jnp.sqrt(jnp.maximum(1 / fraction - 1, 0) / num)
 
@@ -58,7 +64,8 @@ def ess_fraction(
   log_weights: jax.Array, axis_name: AxisName = None
 ) -> jax.Array:
   """`ess / N`, in `[1/N, 1]`; `1 / ess_fraction -> 1 + chi2(P* || P)`."""
-  return ess(log_weights, axis_name) / _count(log_weights, axis_name)
+  num = _count(_wide(log_weights), axis_name)
+  return ess(log_weights, axis_name) / num
 
 
 def expectation(
@@ -147,7 +154,8 @@ def _sum(x: jax.Array, axis_name: AxisName) -> jax.Array:
 
 
 def _count(x: jax.Array, axis_name: AxisName) -> jax.Array:
-  return _sum(jnp.ones(x.shape[0], jnp.float32), axis_name)
+  # In x's own precision: float32 would round log(N) in a float64 log_z.
+  return _sum(jnp.ones(x.shape[0], x.dtype), axis_name)
 
 
 def _log_sum_exp(x: jax.Array, axis_name: AxisName) -> jax.Array:

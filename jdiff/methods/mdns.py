@@ -72,8 +72,7 @@ def log_variance(log_weights, path_weights, axis_name=None) -> jax.Array:
 
 def cross_entropy(log_weights, path_weights, axis_name=None) -> jax.Array:
   """Cross-entropy `B softmax(W) W_theta`: `KL(P* || P_theta) + const`."""
-  num = _count(log_weights, axis_name)
-  share = weights.normalise(lax.stop_gradient(log_weights), axis_name) * num
+  share = weights.relative(lax.stop_gradient(log_weights), axis_name)
   return share * path_weights
 
 
@@ -267,9 +266,8 @@ def udns_method(
     )
     log_probs = reveal.log_softmax(logits_fn(params, noisy, t))
     nll = -reveal.pick(log_probs, batch.samples).sum(axis=1)
-    share = weights.normalise(batch.log_weights, axis_name)
-    num = _count(batch.log_weights, axis_name)
-    return share * num * nll, summary(batch.log_weights, axis_name)
+    share = weights.relative(batch.log_weights, axis_name)
+    return share * nll, summary(batch.log_weights, axis_name)
 
   return Method(collect, loss_fn)
 
@@ -361,8 +359,3 @@ def summary(
     "log_z": weights.log_z(log_weights, axis_name),
     "ess_fraction": weights.ess_fraction(log_weights, axis_name),
   }
-
-
-def _count(x: jax.Array, axis_name: weights.AxisName) -> jax.Array:
-  num = jnp.float32(x.shape[0])
-  return num if axis_name is None else num * lax.axis_size(axis_name)

@@ -6,7 +6,6 @@ TR2-D2 share it.
 """
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from jdiff.core import checks, weights
@@ -54,8 +53,5 @@ def wdce(
     mask_id=mask_id,
     draw_masks=draw_masks,
   )
-  num = jnp.float32(samples.shape[0])
-  if axis_name is not None:
-    num = num * lax.axis_size(axis_name)
-  share = weights.normalise(lax.stop_gradient(log_weights), axis_name) * num
+  share = weights.relative(lax.stop_gradient(log_weights), axis_name)
   return share * nll, info

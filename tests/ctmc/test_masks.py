@@ -80,7 +80,7 @@ def test_naive_antithetic_pairs_are_biased():
     count = mask.sum(axis=1)
     return mask, length / jnp.maximum(count, 1).astype(jnp.float32)
 
-  mean, se, _ = estimate(naive)
+  mean, se, _ = estimate(naive, 100_000)
   assert abs(mean - path_average(TABLE)) > 5 * se
 
 
