@@ -45,19 +45,25 @@ def correlations(path, curves):
   _save(figure, path)
 
 
-def training(path, history, *, log_z=None):
-  """ESS fraction and log Z against the step, with the exact log Z if known.
+def training(path, history, *, log_z=None, ramp_end=0):
+  """ESS fraction and log Z (its error, if known exactly) against the step.
 
   Args:
     path: File to write.
     history: Records of `metrics.jsonl`.
     log_z: Exact value, or None.
+    ramp_end: Before this step batches are of an easier target, whose log Z is
+      another: it is left out.
   """
   figure, axes = plt.subplots(1, 2, figsize=(8, 3.2))
-  for axis, name in zip(axes, ("ess_fraction", "log_z"), strict=True):
+  shifts = {"ess_fraction": 0.0, "log_z": log_z or 0.0}
+  for axis, (name, shift) in zip(axes, shifts.items(), strict=True):
     for prefix, style in (("", "-"), ("eval/", "o")):
       points = [
-        (h["step"], h[prefix + name]) for h in history if prefix + name in h
+        (h["step"], h[prefix + name] - shift)
+        for h in history
+        if prefix + name in h
+        and (prefix or name != "log_z" or h["step"] >= ramp_end)
       ]
       if points:
         label = "fresh rollouts, EMA" if prefix else "training batch"
@@ -65,8 +71,12 @@ def training(path, history, *, log_z=None):
     axis.set_xlabel("step")
     axis.set_title(name)
   if log_z is not None:
-    axes[1].axhline(log_z, color="k", ls="--", label="exact")
+    axes[1].set_title("log_z - exact")
+    axes[1].axhline(0, color="k", ls="--", lw=1)
   for axis in axes:
+    axis.set_xlim(left=0)
+    if 0 < ramp_end:
+      axis.axvline(ramp_end, color="0.8", zorder=0, label="end of the ramp")
     axis.legend()
   _save(figure, path)
 

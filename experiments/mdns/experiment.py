@@ -9,10 +9,10 @@ import ml_collections
 import numpy as np
 import optax
 
+from experiments.common import config as config_lib
 from experiments.mdns import report
 from jdiff import ctmc, nets, targets, training
 from jdiff.core import checks, replay
-from jdiff.core import keys as keys_lib
 from jdiff.core.types import Target
 from jdiff.methods import mdns
 
@@ -22,6 +22,7 @@ LOSSES = {
   "ce": mdns.cross_entropy,
   "ce_cv": mdns.cross_entropy_cv,
 }
+MASK_LAWS = {"count": ctmc.count_masks, "bernoulli": ctmc.bernoulli_masks}
 
 
 def build(config: ml_collections.ConfigDict) -> training.Experiment:
@@ -33,19 +34,12 @@ def build(config: ml_collections.ConfigDict) -> training.Experiment:
   Raises:
     ValueError: If a field's value is unknown or does not fit the others.
   """
-  for name in ("batch_size", "num_masks", "num_eval", "eval_chunk"):
-    checks.check_int(f"config.{name}", config[name])
-  for name in ("capacity", "num_samples", "refresh_every"):
-    checks.check_int(f"config.buffer.{name}", config.buffer[name])
+  _check(config)
   target = _target(config.target)
   law = _law(config, target)
   network, wrap, causal = _network(config, target, law)
   mask_id = target.num_tokens
   logits_fn = functools.partial(wrap, target)(network.apply)
-  if config.loss != "wdce" and config.loss not in LOSSES:
-    raise ValueError(
-      f"config.loss must be one of {[*LOSSES, 'wdce']}, got {config.loss!r}."
-    )
   on_policy = config.loss != "wdce"
   optimizer = _optimizer(config)
 
@@ -70,11 +64,9 @@ def build(config: ml_collections.ConfigDict) -> training.Experiment:
     return mdns.wdce_method(
       tempered,
       num_samples=config.buffer.num_samples,
-      draw_masks=ctmc.count_masks(
+      draw_masks=MASK_LAWS[config.mask_law](
         config.num_masks, antithetic=config.antithetic
-      )
-      if config.mask_law == "count"
-      else ctmc.bernoulli_masks(config.num_masks, antithetic=config.antithetic),
+      ),
       **shared,
     )
 
@@ -100,16 +92,16 @@ def build(config: ml_collections.ConfigDict) -> training.Experiment:
     extra = state.extra
     if on_policy:
       batch = method.collect(
-        state.params, _sharded_keys(key_collect, config.batch_size)
+        state.params, report.sharded_keys(key_collect, config.batch_size)
       )
     else:
-      rollout_keys = _sharded_keys(key_collect, config.buffer.num_samples)
+      rollout_keys = report.sharded_keys(key_collect, config.buffer.num_samples)
       is_due = state.step % config.buffer.refresh_every == 0
       extra = mdns.refresh(
         method.collect, state.ema, rollout_keys, extra, is_due
       )
       batch = mdns.draw_weighted(key_draw, extra, config.batch_size)
-    loss_keys = _sharded_keys(key_loss, config.batch_size)
+    loss_keys = report.sharded_keys(key_loss, config.batch_size)
 
     def objective(params):
       per_example, info = method.loss(params, loss_keys, batch)
@@ -149,8 +141,32 @@ def build(config: ml_collections.ConfigDict) -> training.Experiment:
   )
 
 
-def _sharded_keys(key: jax.Array, num: int) -> jax.Array:
-  return training.shard_batch(keys_lib.per_example(key, num))
+def _check(config) -> None:
+  """Raises unless the fields that no other layer checks are in range."""
+  config_lib.check_counts(
+    config,
+    "batch_size",
+    "num_masks",
+    "num_eval",
+    "eval_chunk",
+    "num_reference",
+    "buffer.capacity",
+    "buffer.num_samples",
+    "buffer.refresh_every",
+  )
+  for name in ("ema_decay", "ramp_start", "ramp_share", "final_rate"):
+    config_lib.check_range(config, name, 0, 1)
+  for name in ("num_blocks", "num_terms", "warmup_steps"):
+    checks.check_int(f"config.{name}", config[name], 0)
+  config_lib.check_range(config, "max_log_weight", 0, float("inf"))
+  checks.check_finite(
+    "config.learning_rate", config.learning_rate, positive=True
+  )
+  for name, known in (("loss", [*LOSSES, "wdce"]), ("mask_law", [*MASK_LAWS])):
+    if config[name] not in known:
+      raise ValueError(
+        f"config.{name} must be one of {known}, got {config[name]!r}."
+      )
 
 
 def _target(config) -> Target:

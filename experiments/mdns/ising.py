@@ -16,12 +16,10 @@
 """  # noqa: E501
 
 import functools
-import math
 
 from experiments.common import config as config_lib
 from experiments.mdns import defaults
-
-CRITICAL_BETA = math.log(1 + math.sqrt(2)) / 2
+from jdiff.targets.ising import CRITICAL_BETA
 
 
 def get_config(variant: str = "cpu"):

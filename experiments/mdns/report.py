@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.common import plots
+from jdiff import training
+from jdiff.core import keys as keys_lib
 from jdiff.core import weights
 from jdiff.methods import mdns
 
@@ -20,7 +22,8 @@ class Evaluator:
     self.chunk, self.num_chunks = chunk, -(-config.num_eval // chunk)
 
     def rollouts(params, key):
-      rollout = sampler(params, key, num_samples=chunk)
+      keys = sharded_keys(key, chunk)
+      rollout = sampler(params, keys, num_samples=chunk)
       observed = jax.vmap(target.observables)(rollout.samples)
       return rollout.samples, mdns.log_weights(rollout, target), observed
 
@@ -125,8 +128,14 @@ class Evaluator:
     plots.lattices(directory / "samples.png", panels, size)
     if curves:
       plots.correlations(directory / "correlation.png", curves)
+    ramp_end = 0.0
+    if self.config.ramp_start < 1:
+      ramp_end = self.config.ramp_share * self.config.num_steps
     plots.training(
-      directory / "training.png", history, log_z=exact.get("log_z")
+      directory / "training.png",
+      history,
+      log_z=exact.get("log_z"),
+      ramp_end=ramp_end,
     )
 
   def _samples(self, key):
@@ -140,6 +149,11 @@ class Evaluator:
     if self.target.log_z is not None:
       exact.setdefault("log_z", self.target.log_z)
     return exact
+
+
+def sharded_keys(key: jax.Array, num: int) -> jax.Array:
+  """One key an example, laid over the mesh: the rollouts follow."""
+  return training.shard_batch(keys_lib.per_example(key, num))
 
 
 def _entry(value, se=None, exact=None):

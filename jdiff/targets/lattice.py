@@ -57,10 +57,11 @@ def chain(
 ) -> orders.Order:
   """Coarse to fine: sparse sublattices first, the odd sites last, together.
 
-  On a periodic lattice of side `2^p` the sublattices `Q_0 < Q_1 < ...` double
-  their sites at each level; a level's new sites are cut into at least
-  `num_subsets` cosets (single sites while there are fewer), and a coset, whose
-  sites are far apart and screened by revealed ones, is one block. Elsewhere
+  On a periodic lattice of side `m 2^p`, `m` odd and `p >= 1`, the `m^2` sites
+  of the coarsest sublattice come one at a time. Shifted copies then double the
+  sublattice level by level, up to all even sites; a level's new sites are cut
+  into `num_subsets` cosets, and a coset, whose sites are far apart and screened
+  by revealed ones, is one block (a single site in the first levels). Elsewhere
   the even sites come one at a time, each as far as can be from those before.
 
   Args:
@@ -71,7 +72,7 @@ def chain(
   if num_subsets < 1 or num_subsets & (num_subsets - 1):
     raise ValueError(f"num_subsets must be a power of two, got {num_subsets}.")
   even, odd = checkerboard(size)
-  if periodic and size & (size - 1) == 0:
+  if periodic and size % 2 == 0:
     return orders.blocks([*_dyadic_blocks(size, num_subsets), odd])
   first = [[s] for s in _farthest_first(even, size, periodic)]
   if is_bipartite(size, periodic):
@@ -128,41 +129,28 @@ def _wrap(d: np.ndarray, size: int) -> np.ndarray:
 
 
 def _dyadic_blocks(size: int, num_subsets: int) -> list[list[int]]:
-  levels = [np.array([[0, 0]])]
-  power = size.bit_length() - 1
-  for i in range(2 * power - 1):
-    half = size >> (i // 2 + 1)
-    shift = np.array([half, half] if i % 2 == 0 else [0, half])
-    levels.append(np.concatenate([levels[-1], (levels[-1] + shift) % size]))
-  blocks = [[0]]
-  revealed = levels[0]
+  spacing = size & -size
+  row, col = np.divmod(np.arange(size * size), size)
+  coarse = np.flatnonzero((row % spacing == 0) & (col % spacing == 0))
+  first = _farthest_first(coarse, size, periodic=True)
+  blocks = [[s] for s in first]
+  levels = [np.stack(np.divmod(first, size), axis=1)]
   depth = num_subsets.bit_length() - 1
-  for level in range(2 * power - 1):
-    known = {tuple(q) for q in levels[level]}
-    fresh = [q for q in levels[level + 1] if tuple(q) not in known]
-    group = levels[max(0, level - depth)]
-    cosets = []
+  for level in range(2 * spacing.bit_length() - 3):
+    half = spacing >> (level // 2 + 1)
+    shift = np.array([half, half] if level % 2 == 0 else [0, half])
+    fresh = (levels[level] + shift) % size
+    levels.append(np.concatenate([levels[level], fresh]))
+    group = levels[level - depth] if level >= depth else np.zeros((1, 2), int)
     left = {tuple(q) for q in fresh}
+    # The order of earlier levels repeats: each coset starts far from those
+    # before it.
     for q in fresh:
-      if tuple(q) not in left:
-        continue
-      coset = (group + q) % size
-      left -= {tuple(s) for s in coset}
-      cosets.append(coset)
-    while cosets:
-      # Farthest coset first: the one whose sites see revealed ones latest.
-      gaps = [_gap(c[0], revealed, size) for c in cosets]
-      coset = cosets.pop(int(np.argmax(gaps)))
-      blocks.append([int(r * size + c) for r, c in coset])
-      revealed = np.concatenate([revealed, coset])
+      if tuple(q) in left:
+        coset = (group + q) % size
+        left -= {tuple(site) for site in coset}
+        blocks.append([int(r * size + c) for r, c in coset])
   return blocks
-
-
-def _gap(site, others, size, periodic=True):
-  d = others - site
-  if periodic:
-    d = _wrap(d, size)
-  return (d * d).sum(axis=1).min()
 
 
 def _farthest_first(sites, size: int, periodic: bool) -> list[int]:
@@ -176,5 +164,4 @@ def _farthest_first(sites, size: int, periodic: bool) -> list[int]:
     if periodic:
       d = _wrap(d, size)
     gaps = np.minimum(gaps, (d * d).sum(axis=1))
-    gaps[[sites.index(s) for s in picked]] = -1
   return picked

@@ -98,6 +98,10 @@ def test_smoke_meets_its_pass_line(tmp_path):
     ("schedule", "linear", "config.schedule must be"),
     ("batch_size", 0, "batch_size"),
     ("num_eval", -1, "num_eval"),
+    ("mask_law", "round", "config.mask_law must be one of"),
+    ("ema_decay", 1.5, "config.ema_decay must lie in"),
+    ("learning_rate", 0.0, "config.learning_rate must be positive"),
+    ("buffer.capacity", 0, "config.buffer.capacity"),
   ],
 )
 def test_bad_config(field, value, message):

@@ -24,11 +24,14 @@ def test_chain_blocks():
   assert lattice.chain(8).num_steps == 25
   few = lattice.chain(16, num_subsets=2)
   assert few.num_steps == 15
+  wide = [(s.num_blocks, s.block_size) for s in lattice.chain(24).segments()]
+  assert wide == [(72, 1), (8, 9), (8, 18), (1, 288)]
   # Sites of a block are far apart: never neighbours.
-  near = lattice.neighbours(16)
-  for stage in law.stages:
-    sites = set(stage.sites)
-    assert not any(n in sites for s in sites for n in near[s])
+  for size in (12, 16, 24):
+    near = lattice.neighbours(size)
+    for stage in lattice.chain(size).stages:
+      sites = set(stage.sites)
+      assert not any(n in sites for s in sites for n in near[s])
   with pytest.raises(ValueError, match="power of two"):
     lattice.chain(8, num_subsets=3)
 
