@@ -100,7 +100,10 @@ def build(config: ml_collections.ConfigDict) -> training.Experiment:
       extra = mdns.refresh(
         method.collect, state.ema, rollout_keys, extra, is_due
       )
-      batch = mdns.draw_weighted(key_draw, extra, config.batch_size)
+      # Resampled globally, hence on every device until it is asked to be split.
+      batch = training.shard_batch(
+        mdns.draw_weighted(key_draw, extra, config.batch_size)
+      )
     loss_keys = report.sharded_keys(key_loss, config.batch_size)
 
     def objective(params):
