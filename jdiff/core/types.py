@@ -119,6 +119,33 @@ class Target(NamedTuple):
     return self.length, self.num_tokens
 
 
+class ConstrainedTarget(NamedTuple):
+  """`exp(-potential_fn) dsigma` on a set, and what is known of it exactly.
+
+  `dsigma` is the surface measure of `{eq_fn = 0, ineq_fn <= 0}`.
+
+  Attributes:
+    potential_fn: `f(x [dim])`, scalar.
+    dim: Dimension of the space around the set.
+    init: `(key, num_chains) -> [C, dim]` points on or near the set, spread out.
+    eq_fn: `h(x) -> [m]`, or None.
+    ineq_fn: `g(x) -> [l]`, feasible where `<= 0`, or None.
+    observables: `x -> {name: value}`, scalars of one point.
+    exact: `() -> {name: value}`, exact expectations of some of the observables,
+      float64.
+    sample: `(key, num_samples) -> [N, dim]` exact draws, or None.
+  """
+
+  potential_fn: Callable[[jax.Array], jax.Array]
+  dim: int
+  init: Callable[[jax.Array, int], jax.Array]
+  eq_fn: Callable[[jax.Array], jax.Array] | None = None
+  ineq_fn: Callable[[jax.Array], jax.Array] | None = None
+  observables: Callable[[jax.Array], dict[str, jax.Array]] = lambda x: {}
+  exact: Callable[[], dict[str, float]] = dict
+  sample: Callable[[jax.Array, int], jax.Array] | None = None
+
+
 class Method(NamedTuple):
   """An on-policy method: what it gathers, and what it minimises.
 

@@ -13,11 +13,11 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jdiff.core import checks
+from jdiff.core import carries, checks
 from jdiff.core import keys as keys_lib
 from jdiff.core.types import LogitsFn, Params, Rollout
 from jdiff.ctmc import logits as logits_lib
-from jdiff.ctmc.reveal import _anchor, log_softmax, pick
+from jdiff.ctmc.reveal import log_softmax, pick
 from jdiff.schedules import masking
 
 
@@ -107,7 +107,7 @@ def uniform_rollout(
     lambda k: jax.random.randint(k, (length,), 0, num_tokens, jnp.int32)
   )(keys_lib.fold(keys, num_steps))
   zeros = jnp.zeros(num_samples, dtype)
-  carry = _anchor((start, zeros, zeros), (params, keys))
+  carry = carries.anchor((start, zeros, zeros), (params, keys))
   times = masking.time_grid(num_steps)[:-1]
   (samples, log_policy, log_ref), _ = jax.lax.scan(
     step, carry, (times, kept[:-1], kept[1:], jnp.arange(num_steps))

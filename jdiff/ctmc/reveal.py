@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdiff.core import checks, orders
+from jdiff.core import carries, checks, orders
 from jdiff.core import keys as keys_lib
 from jdiff.core.types import LogitsFn, Params, Rollout
 from jdiff.ctmc import logits as logits_lib
@@ -104,7 +104,7 @@ def rollout(
     functools.partial(logits_fn, params), ref, key_tokens, temperature
   )
   zeros = jnp.zeros(num_samples, dtype)
-  carry = _anchor((canvas, zeros, zeros), (params, ref_params, keys))
+  carry = carries.anchor((canvas, zeros, zeros), (params, ref_params, keys))
   if schedule is not None:
     carry, order, num_revealed = _bernoulli(
       reveal, carry, key_order, num_prompt, num_steps, schedule
@@ -259,21 +259,3 @@ def _canvas(prompt, num_samples, length, mask_id):
 def _split_each(keys):
   pairs = jax.vmap(jax.random.split)(keys)
   return pairs[:, 0], pairs[:, 1]
-
-
-def _anchor(carry, inputs):
-  """Gives a scan's first carry the device variance of what will enter it.
-
-  Under `shard_map` constants count as equal on all devices, and a scan whose
-  carry becomes device-dependent would not type-check. Elsewhere a no-op.
-  """
-  if not jax.sharding.get_abstract_mesh().manual_axes:
-    return carry
-  zero = jnp.int32(0)
-  for leaf in jax.tree.leaves(inputs):
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-      leaf = jax.random.key_data(leaf)
-    if leaf.size:
-      first = leaf.ravel()[0]
-      zero = zero + (first != first).astype(jnp.int32) * 0
-  return jax.tree.map(lambda x: x + zero.astype(x.dtype), carry)

@@ -1,0 +1,131 @@
+"""Exact expectations of constrained targets: printed digits, draws."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jdiff import targets
+from jdiff.targets import manifolds, planar
+
+DIGITS = [
+  (manifolds.circle(2.0), "x1", 0.697774658, 1e-9),
+  (manifolds.circle(2.0), "x2_squared", 0.348887329, 1e-9),
+  (manifolds.ellipse(), "x1_squared", 1.680306773, 1e-9),
+  (manifolds.circle(skewed=True), "x1", 0.0, 1e-9),
+  (manifolds.sphere(3, 3.0), "z", 0.671636490, 1e-9),
+  (manifolds.sphere(3, 3.0), "z_squared", 0.552242340, 1e-9),
+  (manifolds.torus(), "radius_squared", 5.5, 1e-9),
+  (manifolds.torus(), "x3_squared", 0.5, 1e-9),
+  (manifolds.torus(tilt=(1, 0, 0.5)), "x1", 1.918138660, 1e-9),
+  (manifolds.torus(tilt=(1, 0, 0.5)), "x3", 0.210789641, 1e-9),
+  (manifolds.stiefel(3, kappa=1.0), "trace", 1.308789373, 1e-9),
+  (manifolds.stiefel(3, kappa=1.0), "trace_squared", 3.0, 1e-9),
+  (manifolds.cap(0.3), "z", 0.65, 1e-9),
+  (manifolds.cap(0.0, 1.0), "z", 0.581976707, 1e-9),
+  (manifolds.cap(0.0, -2.0), "z", 0.343482357, 1e-9),
+  (manifolds.half_space(2), "x1", 1.141077770, 1e-9),
+  (manifolds.half_space(2), "x1_squared", 1.570538885, 1e-9),
+  (manifolds.ball(3), "radius_squared", 0.565050496, 1e-9),
+  (manifolds.ball(5), "radius_squared", 0.690739990, 1e-9),
+  (manifolds.ball(1, 0.0), "radius_squared", 1 / 3, 1e-9),
+  # By grids and quadratures of their own, to fewer digits.
+  (planar.two_lobe(), "x1_squared", 8.1124, 1e-3),
+  (planar.two_lobe(), "x2_squared", 2.4674, 1e-3),
+  (planar.star(), "x1_squared", 4.832443, 2e-4),
+  (planar.star(), "x2", -0.403408, 1e-4),
+  (planar.quadratic_poly(), "x1_squared", 0.558583, 1e-3),
+  (planar.quadratic_poly(), "x2", 0.317668, 1e-3),
+]
+
+
+@pytest.mark.parametrize("target, name, value, tolerance", DIGITS)
+def test_digits(target, name, value, tolerance):
+  assert abs(target.exact()[name] - value) < tolerance
+
+
+SAMPLED = {
+  "simplex": manifolds.simplex(3),
+  "star": planar.star(),
+  "polynomial": planar.quadratic_poly(),
+  "two lobes": planar.two_lobe(),
+  "stress": targets.stress(20, 3, 1),
+  "obstacles": targets.stress(12, 2, 4),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_draws(name):
+  target = SAMPLED[name]
+  x = target.sample(jax.random.key(0), 5000)
+  assert x.shape == (5000, target.dim)
+  if target.eq_fn is not None:
+    assert float(jnp.abs(jax.vmap(target.eq_fn)(x)).max()) < 1e-4
+  if target.ineq_fn is not None:
+    assert float(jax.vmap(target.ineq_fn)(x).max()) < 1e-4
+  values = jax.vmap(target.observables)(x)
+  for key, want in target.exact().items():
+    value = np.asarray(values[key])
+    se = value.std() / 5000**0.5
+    # Points of a grid are 0.03 apart.
+    assert abs(value.mean() - want) < 4.5 * se + 3e-3, key
+
+
+@pytest.mark.parametrize(
+  "target",
+  [
+    manifolds.circle(skewed=True),
+    manifolds.sphere(4),
+    manifolds.ellipse(),
+    manifolds.torus(),
+    manifolds.stiefel(4, 2),
+    manifolds.stiefel(3),
+    manifolds.cap(0.2),
+    manifolds.ball(2),
+    manifolds.half_space(2),
+    manifolds.interval(),
+  ],
+)
+def test_starts_are_on_the_set(target):
+  x = target.init(jax.random.key(1), 64)
+  assert x.shape == (64, target.dim)
+  if target.eq_fn is not None:
+    assert float(jnp.abs(jax.vmap(target.eq_fn)(x)).max()) < 1e-4
+  if target.ineq_fn is not None:
+    assert float(jax.vmap(target.ineq_fn)(x).max()) < 1e-4
+
+
+def test_rotations_start_with_determinant_one():
+  x = manifolds.stiefel(3).init(jax.random.key(0), 2000).reshape(-1, 3, 3)
+  np.testing.assert_allclose(jnp.linalg.det(x), 1, atol=1e-4)
+  # Uniform on SO(3): E tr^2 = 1, and its standard deviation is sqrt(2).
+  traces = np.asarray(jnp.trace(x, axis1=1, axis2=2))
+  assert abs(np.mean(traces**2) - 1) < 4.5 * (2 / 2000) ** 0.5
+  assert abs(np.mean(traces)) < 4.5 / 2000**0.5
+
+
+def test_obstacles_are_met():
+  # The control: without them the set's own law breaks them as often as said.
+  target = targets.stress(20, 3, 1, blocked=0.2)
+  free = targets.stress(20, 3, 0)
+  x = free.sample(jax.random.key(0), 4000)
+  share = float((jax.vmap(target.ineq_fn)(x)[:, 0] > 0).mean())
+  assert abs(share - 0.2) < 4.5 * 0.4 / 4000**0.5
+
+
+@pytest.mark.parametrize(
+  "make, message",
+  [
+    (lambda: manifolds.cap(1.0), "height must lie in"),
+    (lambda: manifolds.torus(1.0, 2.0), "major must exceed"),
+    (lambda: manifolds.stiefel(2, 3), "at most size"),
+    (lambda: manifolds.ball(0), "dim must be >= 1"),
+    (lambda: manifolds.ball(2, -1.0), "precision must be >= 0"),
+    (lambda: manifolds.ellipse(0.0), "axis must be positive"),
+    (lambda: targets.stress(5, 3, 3), "dim must be >= 8"),
+    (lambda: targets.stress(9, 1, 1, blocked=0.9), "blocked must lie"),
+  ],
+)
+def test_bad_arguments(make, message):
+  with pytest.raises(ValueError, match=message):
+    make()
