@@ -22,9 +22,10 @@ import jax  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 
 from experiments.mdns import ising, potts  # noqa: E402
+from experiments.olla import fair_bnn, polymer, stress, toys  # noqa: E402
 from jdiff import training  # noqa: E402
 
-MODULES = (ising, potts)
+MODULES = (ising, potts, toys, stress, polymer, fair_bnn)
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all")
 
 

@@ -19,6 +19,7 @@ DISTRIBUTION = {
   "absl": "absl-py",
   "array_record": "array-record",
   "orbax": "orbax-checkpoint",
+  "sklearn": "scikit-learn",
   "tensorflow_datasets": "tensorflow-datasets",
 }
 

@@ -1,5 +1,7 @@
 """Figures of experiments, written as PNG files."""
 
+import jax
+import jax.numpy as jnp
 import matplotlib
 
 matplotlib.use("Agg")
@@ -77,6 +79,71 @@ def training(path, history, *, log_z=None, ramp_end=0):
     axis.set_xlim(left=0)
     if 0 < ramp_end:
       axis.axvline(ramp_end, color="0.8", zorder=0, label="end of the ramp")
+    axis.legend()
+  _save(figure, path)
+
+
+def planar_set(path, points, *, eq_fn=None, ineq_fn=None, reference=None):
+  """Samples in the plane on the set that constrains them.
+
+  Args:
+    path: File to write.
+    points: `[n, 2]` samples.
+    eq_fn: `x -> [m]`; its zero set is drawn.
+    ineq_fn: `x -> [l]`; where any is positive is shaded.
+    reference: `[k, 2]` exact draws for a second panel, or None.
+  """
+  panels = {"samples": points}
+  if reference is not None:
+    panels["exact law"] = reference
+  every = np.concatenate(list(panels.values()))
+  low, high = every.min() - 0.5, every.max() + 0.5
+  axis_values = np.linspace(low, high, 400)
+  grid = np.stack(np.meshgrid(axis_values, axis_values), axis=-1)
+  flat = jnp.asarray(grid.reshape(-1, 2), jnp.float32)
+
+  def evaluate(fn, reduce):
+    values = reduce(np.asarray(jax.vmap(fn)(flat)))
+    return values.reshape(grid.shape[:2])
+
+  figure, axes = plt.subplots(
+    1, len(panels), figsize=(4 * len(panels), 4), squeeze=False
+  )
+  for axis, (label, x) in zip(axes[0], panels.items(), strict=True):
+    if ineq_fn is not None:
+      worst = evaluate(ineq_fn, lambda v: v.max(axis=1))
+      axis.contourf(*grid.T, worst.T, [0, np.inf], colors=["0.85"])
+    if eq_fn is not None:
+      value = evaluate(eq_fn, lambda v: v[:, 0])
+      axis.contour(*grid.T, value.T, [0], colors="k", linewidths=0.6)
+    axis.plot(*x[:2000].T, ".", ms=2, alpha=0.5)
+    axis.set_title(label)
+    axis.set_aspect("equal")
+  _save(figure, path)
+
+
+def estimates(path, history, exact):
+  """Averages over chains of each observable that is known, by step."""
+  names = [n for n in exact if any(n in record for record in history)]
+  if not names:
+    return
+  figure, axes = plt.subplots(
+    1, len(names), figsize=(3.2 * len(names), 3), squeeze=False
+  )
+  for axis, name in zip(axes[0], names, strict=True):
+    points = [(r["step"], r[name]) for r in history if name in r]
+    axis.plot(*zip(*points, strict=True), label="chains now")
+    points = [
+      (r["step"], r[f"eval/{name}"], r.get(f"eval/{name}_se") or 0.0)
+      for r in history
+      if r.get(f"eval/{name}") is not None
+    ]
+    if points:
+      steps, values, errors = zip(*points, strict=True)
+      axis.errorbar(steps, values, yerr=2 * np.array(errors), fmt="o", ms=3)
+    axis.axhline(exact[name], color="k", ls="--", lw=1, label="exact")
+    axis.set_title(name)
+    axis.set_xlabel("step")
     axis.legend()
   _save(figure, path)
 

@@ -3,7 +3,9 @@
 from jdiff.core.types import ConstrainedTarget, Target
 from jdiff.targets import exact, lattice, manifolds, planar, torus
 from jdiff.targets.dirichlet_multinomial import dirichlet_multinomial
+from jdiff.targets.fairness import fair_bnn, with_test_rows
 from jdiff.targets.ising import ising
+from jdiff.targets.polymer import polymer
 from jdiff.targets.potts import potts
 from jdiff.targets.stress import stress
 from jdiff.targets.tempering import temper
@@ -13,12 +15,15 @@ __all__ = [
   "Target",
   "dirichlet_multinomial",
   "exact",
+  "fair_bnn",
   "ising",
   "lattice",
   "manifolds",
   "planar",
+  "polymer",
   "potts",
   "stress",
   "temper",
   "torus",
+  "with_test_rows",
 ]

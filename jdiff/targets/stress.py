@@ -24,7 +24,8 @@ def stress(
   `num_eq - 1` planes `A x = b` and `|x|^2 = radius^2`; obstacle `j` is
   `|x - c_j|^2 >= r_j^2` with its centre on the set, large enough to cover the
   share `blocked` of it. `u = <x, c_1>` scaled to `[-1, 1]` has an exact law for
-  one obstacle; for more, `sample` makes exact draws by rejection.
+  one obstacle; for more, `sample` makes exact draws by rejection. Chains start
+  uniformly on the set without its obstacles, which push them out.
 
   Args:
     dim: `d`.
@@ -99,7 +100,7 @@ def stress(
   return ConstrainedTarget(
     potential_fn=lambda x: jnp.zeros((), x.dtype),
     dim=dim,
-    init=sample,
+    init=on_sphere,
     eq_fn=eq_fn,
     ineq_fn=ineq_fn if num_ineq else None,
     observables=observables,

@@ -129,3 +129,104 @@ def test_obstacles_are_met():
 def test_bad_arguments(make, message):
   with pytest.raises(ValueError, match=message):
     make()
+
+
+def test_polymers():
+  for num_atoms in (4, 5, 7):
+    target = targets.polymer(num_atoms)
+    x = target.init(jax.random.key(0), 32)
+    assert x.shape == (32, 3 * num_atoms)
+    # Bonds, angles, and nobody overlaps.
+    assert float(jnp.abs(jax.vmap(target.eq_fn)(x)).max()) < 1e-5
+    assert float(jax.vmap(target.ineq_fn)(x).max()) < 0
+  assert target.exact() == {}
+  # Rigid motions change nothing.
+  turn = manifolds.stiefel(3).init(jax.random.key(1), 1)[0].reshape(3, 3)
+  moved = (x[0].reshape(-1, 3) @ turn + jnp.arange(3.0)[None]).ravel()
+  for fn in (target.potential_fn, target.eq_fn, target.ineq_fn):
+    np.testing.assert_allclose(fn(moved), fn(x[0]), atol=2e-5)
+
+
+def test_polymer_of_four_by_its_angle():
+  # One torsion: a plain sum over it, with the volume by finite differences of
+  # the atoms' inertia, done again in NumPy.
+  target = targets.polymer(4)
+  turn = np.pi - np.deg2rad(109.5)
+
+  def atoms(phi):
+    last = [
+      1 + np.cos(turn) + np.cos(turn) ** 2 + np.sin(turn) ** 2 * -np.cos(phi),
+      np.sin(turn) + np.cos(turn) * np.sin(turn) * (1 + np.cos(phi)),
+      np.sin(turn) * np.sin(phi),
+    ]
+    first = [[0, 0, 0], [1, 0, 0], [1 + np.cos(turn), np.sin(turn), 0]]
+    return np.array([*first, last])
+
+  def volume(phi):
+    x = atoms(phi)
+    twist = (atoms(phi + 1e-5) - atoms(phi - 1e-5)) / 2e-5
+    spins = [np.cross(axis, x) for axis in np.eye(3)]
+    shifts = [np.tile(axis, (4, 1)) for axis in np.eye(3)]
+    t = np.stack([*shifts, *spins, twist]).reshape(7, -1)
+    return np.sqrt(np.linalg.det(t @ t.T))
+
+  phi = 2 * np.pi * (np.arange(400) + 0.5) / 400
+  energy = 0.5 * (1 + np.cos(phi)) + 0.2 * (1 + np.cos(3 * phi))
+  weight = np.array([volume(p) for p in phi]) * np.exp(-energy)
+  ends = np.array([np.sum(atoms(p)[3] ** 2) for p in phi])
+  want = (weight * ends).sum() / weight.sum()
+  np.testing.assert_allclose(
+    target.exact()["end_to_end_squared"], want, rtol=1e-5
+  )
+  # The volume hardly depends on the torsion, but the digits above see it.
+  plain = np.exp(-energy) @ ends / np.exp(-energy).sum()
+  assert abs(plain / want - 1) > 2e-5
+
+
+def fair_problem(**options):
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(80, 3))
+  group = rng.integers(0, 2, 80)
+  y = (x[:, 0] + 0.8 * group + rng.normal(size=80) > 0).astype(int)
+  return (x, y, group), targets.fair_bnn(x, y, group, hidden=(4, 3), **options)
+
+
+def test_fair_bnn():
+  (x, y, group), problem = fair_problem(monotone=(0, 2), num_anchors=5)
+  target = problem.target
+  params = target.init(jax.random.key(0), 3)
+  assert params.shape == (3, target.dim) == (3, 3 * 4 + 4 + 15 + 4)
+  logits = np.asarray(problem.logits_fn(params[0], x))
+  prob = 1 / (1 + np.exp(-logits))
+  gaps = [
+    prob[(group == 1) & (y == v)].mean() - prob[(group == 0) & (y == v)].mean()
+    for v in (1, 0)
+  ]
+  np.testing.assert_allclose(target.eq_fn(params[0]), gaps, atol=1e-5)
+  slopes = target.ineq_fn(params[0])
+  assert slopes.shape == (10,) and float(slopes.max()) <= 0
+  # A slope by finite differences, at the first anchor and second feature.
+  step = np.array([[0, 0, 1e-2]])
+  ends = problem.logits_fn(
+    params[0], np.concatenate([x[:1] + step, x[:1] - step])
+  )
+  np.testing.assert_allclose(slopes[1], -(ends[0] - ends[1]) / 2e-2, atol=1e-3)
+  observed = target.observables(params[0])
+  nll = -np.mean(np.log(np.where(y == 1, prob, 1 - prob)))
+  np.testing.assert_allclose(observed["nll"], nll, rtol=1e-4)
+  # Held-out rows enter observables alone.
+  other = targets.with_test_rows(problem, x[:40] + 1, y[:40], group[:40])
+  assert other.potential_fn(params[0]) == target.potential_fn(params[0])
+  assert "test_nll" in other.observables(params[0])
+
+
+def test_bad_fair_bnn():
+  (x, y, group), _ = fair_problem()
+  with pytest.raises(ValueError, match="y must hold 0 and 1"):
+    targets.fair_bnn(x, y + 1, group)
+  with pytest.raises(ValueError, match="rows of both labels"):
+    targets.fair_bnn(x, y, np.zeros_like(group))
+  with pytest.raises(ValueError, match="features below 3"):
+    targets.fair_bnn(x, y, group, monotone=(3,))
+  with pytest.raises(ValueError, match="group must have shape"):
+    targets.fair_bnn(x, y, group[:3])

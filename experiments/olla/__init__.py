@@ -1,0 +1,1 @@
+"""OLLA (arXiv:2510.22044): sampling under constraints."""

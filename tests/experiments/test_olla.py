@@ -1,0 +1,163 @@
+"""The constrained-sampling experiment end to end, and in all its variants."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.olla import (
+  data,
+  experiment,
+  fair_bnn,
+  polymer,
+  stress,
+  toys,
+)
+from jdiff import training
+from jdiff.training import program as program_lib
+
+MODULES = {
+  "toys": toys,
+  "stress": stress,
+  "polymer": polymer,
+  "fair_bnn": fair_bnn,
+}
+
+
+@pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
+def test_every_variant_traces(module):
+  mesh = training.make_mesh(devices=jax.devices()[:1])
+  for name in module.VARIANTS:
+    config = module.get_config(name)
+    program = program_lib.compile_experiment(training.build(config), mesh)
+    with jax.set_mesh(mesh):
+      state, metrics = jax.eval_shape(program.step, program.abstract, None)
+    assert state.params.shape[0] == config.num_chains
+    assert {"eq_violation", "status_ok"} <= set(metrics)
+
+
+def short(config):
+  config.num_chains, config.num_steps, config.thinning = 64, 40, 10
+  config.eval_every, config.checkpoint_every = 20, 20
+  return config
+
+
+@pytest.mark.parametrize(
+  "module, variant, sampler",
+  [
+    (toys, "smoke", "olla"),
+    (toys, "smoke", "projected"),
+    (toys, "star", "olla"),
+    (stress, "smoke", "hmc"),
+  ],
+)
+def test_short_run(module, variant, sampler, tmp_path):
+  config = short(module.get_config(variant))
+  config.sampler = sampler
+  config.step_size = {"hmc": 0.2}.get(sampler, config.step_size)
+  config.mesh.data = 1
+  training.run(training.build(config), config, tmp_path, progress=False)
+  metrics = json.loads((tmp_path / "report.json").read_text())["metrics"]
+  for name, entry in metrics.items():
+    if entry["exact"] is not None:
+      # 64 chains started from the exact law or near it.
+      error = abs(entry["value"] - entry["exact"])
+      assert error < 5 * entry["se"] + 0.01, name
+  assert metrics["eq_violation"]["value"] < 0.1
+  figures = {p.name for p in (tmp_path / "figures").iterdir()}
+  assert "estimates.png" in figures
+  assert ("samples.png" in figures) == (module is toys)
+  assert training.sample(tmp_path, 10).shape[0] == 10
+  with pytest.raises(ValueError, match="at most the 64 chains"):
+    training.sample(tmp_path, 65)
+
+
+def test_one_and_eight_devices_agree():
+  def final(devices):
+    config = short(toys.get_config("cap"))
+    mesh = training.make_mesh(devices=jax.devices()[:devices])
+    program = program_lib.compile_experiment(experiment.build(config), mesh)
+    with jax.set_mesh(mesh):
+      state = program.init(jax.random.key(0))
+      for _ in range(3):
+        state, metrics = jax.block_until_ready(program.step(state, None))
+    return jax.device_get((state.params, metrics))
+
+  for a, b in zip(
+    jax.tree.leaves(final(1)), jax.tree.leaves(final(8)), strict=True
+  ):
+    # Float noise of 30 steps of a chaotic walk with a switch at the boundary.
+    np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_a_resumed_run_ends_the_same(tmp_path):
+  def run(folder, num_steps):
+    config = short(toys.get_config("smoke"))
+    config.num_steps, config.mesh.data = num_steps, 1
+    return training.run(
+      training.build(config), config, tmp_path / folder, progress=False
+    )
+
+  whole = run("whole", 40)["metrics"]
+  config = short(toys.get_config("smoke"))
+  config.mesh.data = 1
+  built = training.build(config)
+
+  def stop(state, batch, step=built.step):
+    return step(state, batch)
+
+  with pytest.raises(RuntimeError, match="stopped here"):
+
+    def evaluate(params, key, *, final):
+      raise RuntimeError("stopped here")
+
+    training.run(
+      built._replace(evaluate=evaluate, step=stop),
+      config,
+      tmp_path / "resumed",
+      progress=False,
+    )
+  again = training.run(built, config, tmp_path / "resumed", progress=False)
+  assert again["metrics"] == whole
+
+
+def test_held_out_rows_stay_out():
+  train, test = data.diabetes()
+  assert len(train[0]) + len(test[0]) == 442
+  rows = {row.tobytes() for row in train[0]}
+  assert not any(row.tobytes() in rows for row in test[0])
+  # Standardised by the training rows alone.
+  np.testing.assert_allclose(train[0].mean(axis=0), 0, atol=1e-5)
+  assert np.abs(test[0].mean(axis=0)).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+  "field, value, message",
+  [
+    ("sampler", "nuts", "config.sampler must be"),
+    ("target.kind", "klein", "config.target.kind must be one of"),
+    ("landing", 2.5, r"must lie in \(0, 2\)"),
+    ("step_size", -1.0, "step_size must be positive"),
+    ("burn_in", 1.0, "config.burn_in must lie in"),
+    ("num_chains", 0, "config.num_chains"),
+    ("epsilon", -0.1, "config.epsilon must lie in"),
+  ],
+)
+def test_bad_config(field, value, message):
+  config = toys.get_config("smoke")
+  config.update_from_flattened_dict({field: value})
+  with pytest.raises(ValueError, match=message):
+    experiment.build(config)
+
+
+def test_bad_target_arguments():
+  config = toys.get_config("smoke")
+  with config.unlocked():
+    config.target.radius = 2.0
+  with pytest.raises(ValueError, match="config.target does not fit 'circle'"):
+    experiment.build(config)
+  config = toys.get_config("ball")
+  config.sampler = "projected"
+  with pytest.raises(ValueError, match="needs equalities"):
+    experiment.build(config)
