@@ -9,7 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-ESTIMATE = re.compile(r"log Z (-?[\d.]+) \+- [\d.]+, exact (-?[\d.]+)")
+ESTIMATE = re.compile(r"([-+]?[\d.]+) \+- ([\d.]+), exact ([-+]?[\d.]+)")
 
 
 def printed(notebook):
@@ -23,11 +23,13 @@ def printed(notebook):
   )
 
 
-def last_estimate(notebook):
-  """`(estimate, exact)` of log Z, as printed last."""
+def check_estimates(notebook, bias):
+  """Everything printed beside an exact value is near it."""
   found = ESTIMATE.findall(printed(notebook))
-  assert found, "the notebook printed no estimate of log Z"
-  return tuple(map(float, found[-1]))
+  assert found, "the notebook printed no estimate beside an exact value"
+  for line in found:
+    estimate, se, exact = map(float, line)
+    assert abs(estimate - exact) < 5 * se + bias
 
 
 def test_there_are_notebooks():
@@ -55,8 +57,7 @@ def test_it_runs_and_ends_near_the_exact_answer(
     kernel_name="python3",
     resources={"metadata": {"path": str(ROOT / folder)}},
   ).execute()
-  estimate, exact = last_estimate(notebook)
-  assert abs(estimate - exact) < 0.2
+  check_estimates(notebook, bias=0.1)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -73,5 +74,4 @@ def test_its_stored_outputs_are_whole_small_and_name_no_place(path):
       assert output.output_type != "error"
       assert output.get("name") != "stderr"
   assert not re.search(r"/(home|root|tmp|work|Users)/", printed(notebook))
-  estimate, exact = last_estimate(notebook)
-  assert abs(estimate - exact) < 0.02
+  check_estimates(notebook, bias=0.01)

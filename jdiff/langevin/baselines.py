@@ -312,7 +312,7 @@ def _projector(max_iters: int, tolerance: float, frozen: bool):
 
   def project(eq, lin, y):
     def fresh(y):
-      values, jacobian = constraints_lib.jacobian_of(eq.fn, y, eq.num_eq)
+      values, jacobian = constraints_lib.jacobian_of(eq, y)
       # Rows of `lin` are unit vectors; any basis of the old normals will do.
       multipliers = jnp.linalg.solve(
         constraints_lib.dot(jacobian, lin.rows.T), values

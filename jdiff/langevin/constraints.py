@@ -28,14 +28,25 @@ class Constraints(NamedTuple):
   """Stacked constraints of a flat position.
 
   Attributes:
-    fn: `x [d] -> [p]`, the equalities first.
+    parts: Functions of `x [d]`, the equalities' and then the inequalities',
+      those that there are. Kept apart, because a row of one Jacobian need not
+      pay for the other function.
     num_eq: `m`.
     num_ineq: `l`.
   """
 
-  fn: Callable[[jax.Array], jax.Array]
+  parts: tuple[Callable[[jax.Array], jax.Array], ...]
   num_eq: int
   num_ineq: int
+
+  @property
+  def num(self) -> int:
+    """`p = m + l`."""
+    return self.num_eq + self.num_ineq
+
+  def fn(self, x: jax.Array) -> jax.Array:
+    """All values `[p]` at `x [d]`, the equalities first."""
+    return jnp.concatenate([part(x) for part in self.parts])
 
 
 class Linearised(NamedTuple):
@@ -78,18 +89,17 @@ def stack(
     for name, fn in (("eq_fn", eq_fn), ("ineq_fn", ineq_fn))
   ]
 
-  def fn(x):
-    position = unravel(x)
-    parts = [f(position) for f in (eq_fn, ineq_fn) if f is not None]
-    return jnp.concatenate([jnp.asarray(part, x.dtype) for part in parts])
+  def flat_part(fn):
+    return lambda x: jnp.asarray(fn(unravel(x)), x.dtype)
 
-  return Constraints(fn, *sizes)
+  given = [fn for fn in (eq_fn, ineq_fn) if fn is not None]
+  return Constraints(tuple(map(flat_part, given)), *sizes)
 
 
 def linearise(constraints: Constraints, x: jax.Array) -> Linearised:
   """Values, unit gradients and the factored Gram matrix at `x [d]`."""
-  num = constraints.num_eq + constraints.num_ineq
-  values, jacobian = jacobian_of(constraints.fn, x, num)
+  num = constraints.num
+  values, jacobian = jacobian_of(constraints, x)
   is_eq = jnp.arange(num) < constraints.num_eq
   active = is_eq | (values >= 0)
   norms = jnp.linalg.norm(jacobian, axis=1)
@@ -148,6 +158,13 @@ def landing_direction(
 ) -> jax.Array:
   """`-J^T G^{-1} r [d]`: the Gauss-Newton step onto the set."""
   return -normal_step(lin, landing_residual(constraints, lin, epsilon))
+
+
+def distance(lin: Linearised) -> jax.Array:
+  """`|J^T G^{-1} c|`, the Gauss-Newton distance to the set; scalar."""
+  scaled = jnp.where(lin.active, lin.values / lin.norms, 0)
+  # |R^T y|^2 = y^T (R R^T) y with R R^T y = scaled.
+  return jnp.sqrt(jnp.maximum(jnp.sum(scaled * _solve(lin, scaled)), 0))
 
 
 def curvature_trace(
@@ -243,19 +260,24 @@ def log_det_gram(eq_fn: ConstraintFn, position: Any) -> jax.Array:
   """`log det(Dh Dh^T)`, scalar."""
   x, _ = ravel_pytree(position)
   constraints = stack(eq_fn, None, position)
-  _, jacobian = jacobian_of(constraints.fn, x, constraints.num_eq)
+  _, jacobian = jacobian_of(constraints, x)
   return jnp.linalg.slogdet(dot(jacobian, jacobian.T))[1]
 
 
 def jacobian_of(
-  fn: Callable[[jax.Array], jax.Array], x: jax.Array, num: int
+  constraints: Constraints, x: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """`(fn(x) [num], its Jacobian [num, d])`, by the cheaper mode."""
-  if num >= x.size:
-    return fn(x), jax.jacfwd(fn)(x)
-  values, pullback = jax.vjp(fn, x)
-  basis = carries.anchor(jnp.eye(num, dtype=x.dtype), values)
-  return values, jax.vmap(lambda row: pullback(row)[0])(basis)
+  """Values `[p]` and gradients `[p, d]`, each part by its cheaper mode."""
+  values, rows = [], []
+  for part in constraints.parts:
+    value, pullback = jax.vjp(part, x)
+    if value.size < x.size:
+      basis = carries.anchor(jnp.eye(value.size, dtype=x.dtype), value)
+      rows.append(jax.vmap(lambda row, f=pullback: f(row)[0])(basis))
+    else:
+      rows.append(jax.jacfwd(part)(x))
+    values.append(value)
+  return jnp.concatenate(values), jnp.concatenate(rows)
 
 
 def _solve(lin: Linearised, rhs: jax.Array) -> jax.Array:

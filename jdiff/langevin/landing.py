@@ -137,9 +137,7 @@ def olla(
       )
     move = (2 * step_size) ** 0.5 * noise - step_size * grad
     new = x + constraints_lib.tangent_and_normal(lin, move, residual)
-    distance = jnp.linalg.norm(
-      constraints_lib.landing_direction(constraints, lin, 0.0)
-    )
+    distance = constraints_lib.distance(lin)
     is_finite = jnp.isfinite(new).all() & jnp.isfinite(value)
     status = kernel_lib.status(
       is_finite=is_finite,

@@ -112,7 +112,7 @@ def test_slack_variables_keep_the_law():
   potential, eq_fn, lift = langevin.slack(
     target.potential_fn, target.eq_fn, target.ineq_fn
   )
-  start = target.init(jax.random.key(0), 1000).astype(np.float64)
+  start = np.asarray(target.init(jax.random.key(0), 1000), np.float64)
 
   def found(potential):
     lifted = ConstrainedTarget(
