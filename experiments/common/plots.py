@@ -64,7 +64,7 @@ def training(path, history, *, log_z=None, ramp_end=0):
       points = [
         (h["step"], h[prefix + name] - shift)
         for h in history
-        if prefix + name in h
+        if h.get(prefix + name) is not None
         and (prefix or name != "log_z" or h["step"] >= ramp_end)
       ]
       if points:

@@ -115,8 +115,7 @@ def build(config: ml_collections.ConfigDict) -> training.Experiment:
     )
     if not on_policy:
       # The drawn batch has equal weights: report the buffer's instead.
-      log_w = jnp.where(replay.valid(extra), extra.data.log_weights, -jnp.inf)
-      info = mdns.summary(log_w)
+      info = mdns.buffer_summary(extra)
     metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **info}
     state = training.apply_gradients(
       state, grads, optimizer, ema_decay=config.ema_decay, extra=extra
@@ -170,6 +169,19 @@ def _check(config) -> None:
       raise ValueError(
         f"config.{name} must be one of {known}, got {config[name]!r}."
       )
+
+  kind, field = config.net.kind, config.target.get("field", 0.0)
+  if config.loss == "wdce" and kind == "blocks":
+    raise ValueError(
+      "config.loss='wdce' masks sites at random, which net.kind='blocks' "
+      "cannot tell from absent ones; pass a path loss such as 'rerf', or "
+      "another net."
+    )
+  if config.net.symmetric and field and kind in ("blocks", "site"):
+    raise ValueError(
+      "config.net.symmetric=True cannot learn a field; pass "
+      f"net.symmetric=False with target.field={field}."
+    )
 
 
 def _target(config) -> Target:

@@ -50,7 +50,7 @@ class Evaluator:
     show what reweighting repaired.
     """
     chunks = [
-      jax.device_get(self._rollouts(params, jax.random.fold_in(key, i))[1:])
+      training.fetch(self._rollouts(params, jax.random.fold_in(key, i))[1:])
       for i in range(self.num_chunks)
     ]
     log_w = jnp.asarray(np.concatenate([c[0] for c in chunks]))
@@ -98,14 +98,14 @@ class Evaluator:
     draws = []
     for i in range(-(-num_samples // self.chunk)):
       key_i = jax.random.fold_in(key, i)
-      draws.append(np.asarray(self._rollouts(params, key_i)[0]))
+      draws.append(training.fetch(self._rollouts(params, key_i)[0]))
     return np.concatenate(draws)[:num_samples]
 
   def figures(self, params, key, directory, history):
     """Spins beside reference draws, correlations, and training curves."""
     directory = pathlib.Path(directory)
     size, count = self.config.target.size, 16
-    samples, log_w, observed = jax.device_get(self._rollouts(params, key))
+    samples, log_w, observed = training.fetch(self._rollouts(params, key))
     panels = {"jdiff": samples[:count]}
     curves = {}
     if "correlation" in observed:
@@ -139,7 +139,7 @@ class Evaluator:
     )
 
   def _samples(self, key):
-    """Reference draws, made once: they are shared by figures and EUBO."""
+    """Reference draws, made once, by the first key: figures and EUBO share."""
     if self._reference is None:
       self._reference = self.target.sample(key, self.config.num_reference)
     return self._reference

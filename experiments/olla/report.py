@@ -2,11 +2,11 @@
 
 import pathlib
 
-import jax
 import numpy as np
 
 from experiments.common import metrics as metrics_lib
 from experiments.common import plots
+from jdiff import training
 
 
 class Reporter:
@@ -25,7 +25,7 @@ class Reporter:
     exact column.
     """
     del key, final
-    _, chains = jax.device_get(params)
+    _, chains = training.fetch(params)
     if not chains.count:
       return {}
     num_chains = self.config.num_chains
@@ -47,7 +47,7 @@ class Reporter:
   def sample(self, params, key, num_samples):
     """`[num_samples, d]`: the chains' last positions, at most one each."""
     del key
-    positions = np.asarray(params[0])
+    positions = training.fetch(params[0])
     if num_samples > len(positions):
       raise ValueError(
         f"num_samples must be at most the {len(positions)} chains, got "
@@ -57,7 +57,7 @@ class Reporter:
 
   def figures(self, params, key, directory, history):
     """Positions on the set (in the plane), and estimates against the step."""
-    positions, _ = jax.device_get(params)
+    positions, _ = training.fetch(params)
     directory = pathlib.Path(directory)
     if self.target.dim == 2:
       reference = None

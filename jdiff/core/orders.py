@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jdiff.core import checks
+
 
 class Stage(NamedTuple):
   """Sites revealed in `num_steps` blocks, shuffled if `num_steps > 1`."""
@@ -154,6 +156,7 @@ def uniform(length: int, num_steps: int | None = None) -> Order:
   """
   if num_steps is None:
     num_steps = length
+  checks.check_int("num_steps", num_steps)
   if not 1 <= num_steps <= length:
     raise ValueError(
       f"num_steps must lie in [1, length = {length}], got {num_steps}."
@@ -190,7 +193,8 @@ def as_order(order, sites: Sequence[int], num_steps: int | None) -> Order:
       raise ValueError(
         f"order must be 'random', an Order or a schedule, got {order!r}."
       )
-    steps = len(sites) if num_steps is None else int(num_steps)
+    steps = len(sites) if num_steps is None else num_steps
+    checks.check_int("num_steps", steps)
     if not 1 <= steps <= len(sites):
       raise ValueError(
         f"num_steps must lie in [1, {len(sites)} sites], got {num_steps}."

@@ -117,9 +117,11 @@ def resample(
   cdf = jnp.cumsum(jax.nn.softmax(log_weights))
   total = num_samples * shards
   points = (rank + jax.random.uniform(key)) / total
-  # Rounding leaves the cdf's end near, not at, one.
+  # Rounding leaves the cdf's end near, not at, one, and may put a point on it:
+  # the last entry that has a weight is the last that may be drawn.
   index = jnp.searchsorted(cdf, points * cdf[-1], side="right")
-  return jnp.minimum(index, log_weights.shape[0] - 1).astype(jnp.int32)
+  last = jnp.searchsorted(cdf, cdf[-1], side="left")
+  return jnp.minimum(index, last).astype(jnp.int32)
 
 
 def temper(log_weights: jax.Array, exponent) -> jax.Array:

@@ -93,7 +93,9 @@ def uniform_rollout(
     back = _flip(here, kept_now / kept_next)
     # Normaliser of the bridge, per clean token: q(x | x0) at time t.
     norm = _flip(here, kept_now)
-    probs = back * _flip(clean / norm, kept_next)
+    # Where q(x | x0) underflows to zero, so does what it would divide.
+    clean = jnp.where(norm > 0, clean / jnp.where(norm > 0, norm, 1), 0)
+    probs = back * _flip(clean, kept_next)
     log_probs = log_softmax(jnp.log(probs))
     new = jax.vmap(jax.random.categorical)(
       keys_lib.fold(keys, index), log_probs

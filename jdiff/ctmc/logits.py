@@ -16,7 +16,10 @@ def forbid_mask(logits_fn: LogitsFn, mask_id: int) -> LogitsFn:
   """Sets the mask id's logit to `-inf`, if it lies inside the vocabulary."""
 
   def forbidden(params, tokens, t, sites=None):
-    logits = logits_fn(params, tokens, t, sites)
+    # `sites` goes on only if given: networks that never see any need no such
+    # argument.
+    args = () if sites is None else (sites,)
+    logits = logits_fn(params, tokens, t, *args)
     if not 0 <= mask_id < logits.shape[-1]:
       return logits
     return logits.at[..., mask_id].set(-jnp.inf)
@@ -77,6 +80,9 @@ def validate(
   logits_fn: LogitsFn, params: Params, *, length: int, mask_id: int
 ) -> tuple[int, jnp.dtype]:
   """Runs a network once on an empty canvas and checks its answer.
+
+  Values can be looked at outside a trace only. Inside one, a finite logit of
+  the mask goes unnoticed here; kernels set it to `-inf` themselves.
 
   Args:
     logits_fn: The network.

@@ -61,7 +61,14 @@ def path_log_prob(
   if order.ndim == 1:
     order = jnp.broadcast_to(order[None], (num_samples, order.shape[0]))
   checks.check_shape("order", order, (num_samples, None))
-  policy = functools.partial(logits_fn, params)
+  if checks.is_concrete(num_revealed):
+    totals = np.sum(np.asarray(num_revealed), axis=-1)
+    if np.any(totals != order.shape[1]):
+      raise ValueError(
+        f"num_revealed must add up to the {order.shape[1]} sites of order, got "
+        f"{np.unique(totals).tolist()}."
+      )
+  policy = functools.partial(logits_lib.forbid_mask(logits_fn, mask_id), params)
   if num_terms is not None:
     if key is None:
       raise ValueError("num_terms needs a key, got key=None.")

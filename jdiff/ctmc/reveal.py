@@ -87,7 +87,9 @@ def rollout(
       ref_logits_fn, ref_params, length=length, mask_id=mask_id
     )
     dtype = jnp.promote_types(dtype, ref_dtype)
-    ref = functools.partial(ref_logits_fn, ref_params)
+    ref = functools.partial(
+      logits_lib.forbid_mask(ref_logits_fn, mask_id), ref_params
+    )
 
   free = range(num_prompt, length)
   if not free:
@@ -100,8 +102,9 @@ def rollout(
     order, free, None if schedule is not None else num_steps
   )
   key_order, key_tokens = _split_each(keys)
+  policy = logits_lib.forbid_mask(logits_fn, mask_id)
   reveal = _Reveal(
-    functools.partial(logits_fn, params), ref, key_tokens, temperature
+    functools.partial(policy, params), ref, key_tokens, temperature
   )
   zeros = jnp.zeros(num_samples, dtype)
   carry = carries.anchor((canvas, zeros, zeros), (params, ref_params, keys))
@@ -137,7 +140,7 @@ class _Reveal:
 
   def __call__(self, tokens, t, step, sites=None):
     """Returns drawn values and both log-probabilities, all `[N, m]`."""
-    t = jnp.full(tokens.shape[0], t, jnp.float32)
+    t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), tokens.shape[:1])
     logits = self.policy(tokens, t, sites)
     log_probs = log_softmax(logits / self.temperature)
     values = jax.vmap(jax.random.categorical)(
@@ -198,10 +201,10 @@ def _bernoulli(reveal, carry, key_order, num_prompt, num_steps, schedule):
   step_of_site = jnp.sum(u[:, :, None] <= hidden[None, None, 1:-1], axis=-1)
   step_of_site = jnp.where(free[None, :], step_of_site, -1)
 
-  def step(carry, xs):
+  def step(carry, index):
     tokens, log_policy, log_ref = carry
-    t, index = xs
     now = step_of_site == index
+    t = jnp.sum(step_of_site >= index, axis=1) / (length - num_prompt)
     values, policy, ref = reveal(tokens, t, index)
     carry = (
       jnp.where(now, values, tokens),
@@ -210,8 +213,7 @@ def _bernoulli(reveal, carry, key_order, num_prompt, num_steps, schedule):
     )
     return carry, None
 
-  # t is the expected masked share: the realised one differs by sample.
-  carry, _ = jax.lax.scan(step, carry, (hidden[:-1], jnp.arange(num_steps)))
+  carry, _ = jax.lax.scan(step, carry, jnp.arange(num_steps))
   order = jnp.argsort(step_of_site, axis=1, stable=True)[:, num_prompt:]
   counts = jnp.sum(
     step_of_site[:, None, :] == jnp.arange(num_steps)[None, :, None], axis=2

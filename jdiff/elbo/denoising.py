@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from jdiff.core.types import LogitsFn, Params
 from jdiff.ctmc import masks, reveal
+from jdiff.ctmc.logits import forbid_mask
 
 
 def masked_cross_entropy(
@@ -43,6 +44,7 @@ def masked_cross_entropy(
   )
   batch, num_masks, length = masked.shape
   t = mask.mean(axis=2, dtype=jnp.float32).reshape(-1)
+  logits_fn = forbid_mask(logits_fn, mask_id)
   logits = logits_fn(params, masked.reshape(-1, length), t)
   values = jnp.broadcast_to(tokens[:, None], masked.shape).reshape(-1, length)
   terms = reveal.pick(reveal.log_softmax(logits), values)

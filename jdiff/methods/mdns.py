@@ -23,7 +23,6 @@ from jdiff.core import orders as orders_lib
 from jdiff.core import replay, weights
 from jdiff.core.types import LogitsFn, Method, Params, Rollout, Target
 from jdiff.ctmc import flips, masks, paths, reveal
-from jdiff.elbo import denoising
 from jdiff.methods import wdce as wdce_lib
 from jdiff.schedules import masking
 
@@ -38,11 +37,14 @@ class Batch(NamedTuple):
     samples: `[B, L]` int32.
     log_weights: `[B]` float32, `W` at collection.
     order: `[B, G]` int32, or None for the uniform reference.
+    log_policy: `[B]` float32, the path's log-probability at collection, or
+      None: losses on the path then take the batch to be on-policy.
   """
 
   samples: jax.Array
   log_weights: jax.Array
   order: jax.Array | None
+  log_policy: jax.Array | None = None
 
 
 def log_weights(rollout: Rollout, target: Target) -> jax.Array:
@@ -65,7 +67,11 @@ def rerf(log_weights, path_weights, axis_name=None) -> jax.Array:
 
 
 def log_variance(log_weights, path_weights, axis_name=None) -> jax.Array:
-  """Log-variance loss: `(W_theta - mean W_theta)^2`; off-policy safe."""
+  """Log-variance loss: `(W_theta - mean W_theta)^2`.
+
+  Right off-policy too, where the batch holds `log_policy` of its collection and
+  the path is not subsampled.
+  """
   del log_weights
   return (path_weights - weights.elbo(path_weights, axis_name)) ** 2
 
@@ -108,7 +114,8 @@ def collector(
       num_steps=num_steps,
       order=order,
     )
-    return Batch(rollout.samples, log_weights(rollout, target), rollout.order)
+    log_w = log_weights(rollout, target)
+    return Batch(rollout.samples, log_w, rollout.order, rollout.log_policy)
 
   return collect
 
@@ -142,7 +149,9 @@ def path_method(
       takes all.
     max_log_weight: Clips `W - mean W` to this range (a robust start at the
       price of a bias while it binds); None leaves `W` as it is.
-    axis_name: Mesh axis of a sharded batch, inside `shard_map`.
+    axis_name: Mesh axis of a sharded batch, inside `shard_map`. Each shard
+      must then `collect` with keys of its own (`keys.per_example` and
+      `start`), or all draw the same samples.
 
   Returns:
     A `Method`; `info` has `log_weights` statistics of the batch.
@@ -177,9 +186,13 @@ def path_method(
     if max_log_weight is not None:
       mean = weights.elbo(log_w, axis_name)
       log_w = mean + jnp.clip(log_w - mean, -max_log_weight, max_log_weight)
-    # W_theta has the value of W at the collecting parameters, and its own
-    # gradient; a subsampled path keeps the exact value.
-    path_weights = log_w - (log_policy - lax.stop_gradient(log_policy))
+    # W_theta: W at the collecting parameters, moved by the change since. A
+    # subsampled path has noise in place of that change; only its gradient is
+    # of use, and the batch must be on-policy.
+    base = lax.stop_gradient(log_policy)
+    if num_terms is None and batch.log_policy is not None:
+      base = batch.log_policy
+    path_weights = log_w - (log_policy - base)
     return loss(log_w, path_weights, axis_name), info
 
   return Method(collect, loss_fn)
@@ -272,26 +285,6 @@ def udns_method(
   return Method(collect, loss_fn)
 
 
-def denoising_loss(
-  params: Params,
-  key: jax.Array,
-  samples: jax.Array,
-  *,
-  logits_fn: LogitsFn,
-  mask_id: int,
-  draw_masks: masks.DrawMasks | None = None,
-) -> jax.Array:
-  """DCE `[B]`: unit weights on true samples of the target."""
-  return denoising.masked_cross_entropy(
-    params,
-    key,
-    samples,
-    logits_fn=logits_fn,
-    mask_id=mask_id,
-    draw_masks=draw_masks,
-  )[0]
-
-
 def eubo(
   params: Params,
   key: jax.Array,
@@ -332,12 +325,12 @@ def refresh(
   is_due: jax.Array,
 ) -> replay.ReplayState:
   """Adds a fresh batch to the buffer where `is_due`, else returns it."""
-  return lax.cond(
-    is_due,
-    lambda b: replay.add(b, collect(params, key)._replace(order=None)),
-    lambda b: b,
-    buffer,
-  )
+
+  def add(buffer):
+    batch = collect(params, key)._replace(order=None, log_policy=None)
+    return replay.add(buffer, batch)
+
+  return lax.cond(is_due, add, lambda b: b, buffer)
 
 
 def draw_weighted(
@@ -348,6 +341,18 @@ def draw_weighted(
   log_w = jnp.where(replay.valid(buffer), data.log_weights, -jnp.inf)
   index = weights.resample(key, log_w, num_samples)
   return Batch(data.samples[index], jnp.zeros(num_samples), None)
+
+
+def buffer_summary(buffer: replay.ReplayState) -> dict[str, jax.Array]:
+  """`summary` of the entries that a buffer holds so far."""
+  data: Any = buffer.data
+  valid, size = replay.valid(buffer), replay.size(buffer)
+  log_w = jnp.where(valid, data.log_weights, -jnp.inf)
+  return {
+    "elbo": jnp.sum(jnp.where(valid, data.log_weights, 0)) / size,
+    "log_z": weights.log_z(log_w) + jnp.log(valid.size / size),
+    "ess_fraction": weights.ess(log_w) / size,
+  }
 
 
 def summary(

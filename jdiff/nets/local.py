@@ -69,6 +69,8 @@ def local(
   per_site = 1 if odd or symmetric or num_tokens == 2 else num_tokens
   width = num_context * (per_site + int(see_masks))
   outputs = 1 if symmetric or num_tokens == 2 else num_tokens
+  if len(hidden) != 2:
+    raise ValueError(f"hidden must be two widths, got {tuple(hidden)}.")
   h1, h2 = hidden
 
   def init(key):

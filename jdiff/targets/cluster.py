@@ -36,8 +36,8 @@ def sampler(
     num_states: Tokens a site.
     near: `[L, 4]` neighbours, as `lattice.neighbours` orders them.
     beta: Inverse temperature.
-    strength: What a bond between equal tokens gains over unequal ones; it may
-      be negative for two states.
+    strength: What a bond between equal tokens gains over unequal ones;
+      `beta * strength` may be negative for two states.
     field: `h` of two states.
     log_prob: Of one configuration, for the enumeration.
   """
@@ -56,7 +56,7 @@ def sampler(
     forward = near[:, [0, 2]]
     ahead = tokens[jnp.maximum(forward, 0)]
     agree = ahead == tokens[:, None]
-    satisfied = (agree if strength >= 0 else ~agree) & (forward >= 0)
+    satisfied = (agree if beta * strength >= 0 else ~agree) & (forward >= 0)
     chance = -np.expm1(-abs(beta * strength))
     opened = satisfied & (jax.random.uniform(key_bonds, agree.shape) < chance)
     back = near[:, [1, 3]]

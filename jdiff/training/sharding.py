@@ -136,10 +136,18 @@ def put_batch(tree: Any, mesh: Mesh) -> Any:
 
 
 def fetch(tree: Any) -> Any:
-  """NumPy copies of global arrays, on every process."""
+  """NumPy copies of global arrays, on every process; others as they are."""
   if jax.process_count() == 1:
     return jax.device_get(tree)
   # Heavy and needed by pods alone.
   from jax.experimental import multihost_utils
 
-  return multihost_utils.process_allgather(tree, tiled=True)
+  def one(x):
+    # What each process holds whole must not be concatenated over them.
+    if not isinstance(x, jax.Array) or x.is_fully_addressable:
+      return jax.device_get(x)
+    if x.is_fully_replicated:
+      return np.asarray(x.addressable_data(0))
+    return multihost_utils.process_allgather(x, tiled=True)
+
+  return jax.tree.map(one, tree)

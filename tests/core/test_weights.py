@@ -106,3 +106,11 @@ def test_log_z_se_covers():
   )
   # The standard deviation of 200 z-scores is 1 +- 0.05.
   assert 0.8 < float(z.std()) < 1.2 and abs(float(z.mean())) < 0.3
+
+
+@pytest.mark.parametrize("seed", [65, 143])
+def test_resampling_never_draws_a_zero_weight(seed):
+  # With these keys the last of many points rounds onto the end of the cdf.
+  log_w = jnp.concatenate([jnp.zeros(1000), jnp.full(24, -jnp.inf)])
+  index = weights.resample(jax.random.key(seed), log_w, 2**20)
+  assert int(index.max()) < 1000

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from jdiff import ctmc
 from jdiff.core import keys as keys_lib
 from jdiff.core import orders
+from jdiff.schedules import masking
 from tests import helpers
 
 LENGTH, VOCAB, NUM = 4, 3, 16
@@ -221,3 +222,74 @@ def test_bad_arguments(options, error, message):
   key = options.pop("key", jax.random.key(0))
   with pytest.raises(error, match=message):
     run(TABLE, key, **options)
+
+
+def timed(params, tokens, t, sites=None):
+  logits = LOGITS(params, tokens, t, sites)
+  return logits * (1 + t)[:, None, None]
+
+
+@pytest.mark.parametrize("prompt", [None, jnp.array([1])])
+def test_bernoulli_paths_see_the_same_times(prompt):
+  options = dict(prompt=prompt, num_steps=3, schedule=masking.linear())
+  rollout = run(TABLE, jax.random.key(0), logits_fn=timed, **options)
+  log_ratio = ctmc.path_log_ratio(
+    TABLE,
+    rollout.samples,
+    rollout.order,
+    rollout.num_revealed,
+    logits_fn=timed,
+    mask_id=VOCAB,
+  )
+  np.testing.assert_allclose(log_ratio, rollout.log_ratio, atol=1e-5)
+
+
+def test_the_mask_is_never_drawn_under_jit():
+  # Values cannot be looked at inside a trace, so the mask's logit is set.
+  def logits_fn(params, tokens, t, sites=None):
+    num = tokens.shape[1] if sites is None else np.shape(sites)[-1]
+    return jnp.zeros((tokens.shape[0], num, 3)) + params
+
+  def rollout(params):
+    return ctmc.rollout(
+      params,
+      jax.random.key(0),
+      logits_fn=logits_fn,
+      num_samples=500,
+      length=5,
+      mask_id=2,
+    )
+
+  with pytest.raises(ValueError, match="its logit is finite"):
+    rollout(jnp.float32(0))
+  result = jax.jit(rollout)(jnp.float32(0))
+  assert int(result.samples.max()) == 1
+  np.testing.assert_allclose(result.log_ratio, 0, atol=1e-5)
+
+
+def test_blocks_must_add_up():
+  with pytest.raises(ValueError, match="must add up to the 4 sites"):
+    ctmc.path_log_prob(
+      TABLE,
+      jnp.zeros((2, 4), jnp.int32),
+      np.arange(4),
+      np.array([1, 1]),
+      logits_fn=LOGITS,
+      mask_id=VOCAB,
+    )
+  with pytest.raises(TypeError, match="num_steps must be an integer"):
+    run(TABLE, jax.random.key(0), num_steps=2.9)
+
+
+def test_flips_of_a_flat_schedule_stay_finite():
+  rollout = ctmc.uniform_rollout(
+    helpers.random_table(0, 4, VOCAB),
+    jax.random.key(0),
+    logits_fn=helpers.table_logits(4, VOCAB),
+    num_samples=64,
+    length=4,
+    num_tokens=VOCAB,
+    num_steps=16,
+    schedule=masking.polynomial(8.0),
+  )
+  assert bool(jnp.isfinite(rollout.log_ratio).all())

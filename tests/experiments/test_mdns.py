@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.common import plots
 from experiments.mdns import experiment, ising, potts
 from jdiff import training
 from jdiff.training import program as program_lib
@@ -107,5 +108,27 @@ def test_smoke_meets_its_pass_line(tmp_path):
 def test_bad_config(field, value, message):
   config = ising.get_config("smoke")
   config.update_from_flattened_dict({field: value})
+  if value == "blocks":
+    config.loss, config.net.symmetric = "rerf", False
   with pytest.raises(ValueError, match=message):
     experiment.build(config)
+
+
+def test_combinations_that_cannot_learn():
+  config = ising.get_config("cpu")
+  config.loss = "wdce"
+  with pytest.raises(ValueError, match="pass a path loss such as 'rerf'"):
+    experiment.build(config)
+  config = ising.get_config("cpu")
+  config.target.field = 0.1
+  with pytest.raises(ValueError, match="cannot learn a field"):
+    experiment.build(config)
+
+
+def test_curves_leave_out_what_is_not_finite(tmp_path):
+  history = [
+    {"step": 1, "ess_fraction": 0.5, "eval/ess_fraction": None, "log_z": None},
+    {"step": 2, "ess_fraction": 0.6, "eval/ess_fraction": 0.7},
+  ]
+  plots.training(tmp_path / "training.png", history, log_z=1.0)
+  assert (tmp_path / "training.png").exists()

@@ -97,6 +97,39 @@ def test_path_losses(name, enumerated):
     assert float(jnp.abs(want).max()) > 1e-3
 
 
+def test_log_variance_off_policy():
+  # The batch comes from other parameters than the loss is asked at.
+  target = targets.ising(2, beta=0.3, field=0.2)
+  with jax.enable_x64(True):
+    old, new = (
+      helpers.random_table(i, LENGTH, VOCAB, dtype=np.float64) for i in (1, 2)
+    )
+    method = mdns.path_method(
+      target,
+      logits_fn=LOGITS,
+      mask_id=VOCAB,
+      num_samples=64,
+      loss=mdns.log_variance,
+    )
+    batch = method.collect(old, jax.random.key(0))
+
+    def direct(table):
+      w = jax.vmap(target.log_prob)(batch.samples) - path(
+        table, batch.samples, batch.order
+      )
+      return jnp.mean((w - w.mean()) ** 2)
+
+    def loss(table, batch):
+      return method.loss(table, jax.random.key(0), batch)[0].mean()
+
+    np.testing.assert_allclose(loss(new, batch), direct(new), rtol=1e-10)
+    got, want = jax.grad(loss)(new, batch), jax.grad(direct)(new)
+    np.testing.assert_allclose(got, want, atol=1e-10)
+    # The control: without the collection's log_policy it is another loss.
+    blind = jax.grad(loss)(new, batch._replace(log_policy=None))
+    assert float(jnp.abs(blind - want).max()) > 1e-2
+
+
 def test_rerf_without_its_reward_is_wrong(enumerated):
   # The negative control: weights that forget the target must not pass.
   target, table, batch = enumerated
@@ -220,6 +253,10 @@ def test_buffer_round_trip():
   same = mdns.refresh(method.collect, table, key, buffer, jnp.bool_(False))
   np.testing.assert_array_equal(same.data.samples, buffer.data.samples)
   assert int(replay.size(buffer)) == 64
+  # The buffer is half full: what it lacks enters no statistic.
+  want = mdns.summary(buffer.data.log_weights[:64])
+  for name, value in mdns.buffer_summary(buffer).items():
+    np.testing.assert_allclose(value, want[name], rtol=1e-5)
   batch = mdns.draw_weighted(jax.random.key(1), buffer, 4096)
   # Resampled draws need no weights: their mean is the reweighted mean.
   log_w = buffer.data.log_weights[:64]

@@ -242,3 +242,18 @@ def test_samples(make):
 def test_bad_arguments(make, error, message):
   with pytest.raises(error, match=message):
     make()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_clusters_follow_the_product_of_beta_and_coupling(sign):
+  # Only the product matters; six a side is beyond enumeration.
+  ising = targets.ising(6, beta=0.3 * sign, coupling=float(sign))
+  potts = targets.potts(5, 3, beta=1.0 * sign, coupling=float(sign))
+  for target, want in (
+    (ising, targets.ising(6, beta=0.3).exact()["correlation"][0]),
+    (potts, targets.exact.potts_transfer(5, 3, 1.0, 1.0)["correlation"][0]),
+  ):
+    x = target.sample(jax.random.key(0), 256)
+    values = np.asarray(jax.vmap(target.observables)(x)["correlation"][:, 0])
+    se = values.std() / 16
+    assert abs(values.mean() - want) < 4.5 * se
