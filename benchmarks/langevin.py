@@ -1,13 +1,14 @@
 """OLLA against projected and adjusted samplers, in one frame and dtype.
 
-  python -m benchmarks.langevin [steps|accuracy|memory|bias|convergence ...]
+  python -m benchmarks.langevin [TABLE ...]
 
 `steps`: time of a step on spheres cut by planes with obstacles. `accuracy`:
 error of known expectations, violation and ESS a second. `memory`: bytes of a
-compiled step against chains, dimension and constraints. `bias`: the O(sqrt(dt))
+compiled step against chains, dimension and constraints. `step_size`: violation
+and error with and without the curvature drift. `bias`: the O(sqrt(dt))
 error of a fixed epsilon, and corners. `convergence`: W2 to the exact law
-against time. The last four write figures to `benchmarks/figures`. All, without
-arguments. float64 throughout, so that Newton can reach its tolerance.
+against time. All but the first and third write figures to `benchmarks/figures`.
+All tables, without arguments. float64, so that Newton reaches its tolerance.
 """
 
 import pathlib
@@ -188,6 +189,64 @@ def memory():
       )
 
 
+def step_size():
+  """Violation and error against the step size, at a fixed landing rate."""
+  target, rate = manifolds.ellipse(), 25.0
+  exact = target.exact()["x1_squared"]
+  rules = {
+    "1 probe": dict(),
+    "exact trace": dict(num_probes=None),
+    "no curvature": dict(num_probes=0, without_curvature=True),
+  }
+  sizes = (0.04, 0.02, 0.01, 0.005)
+  print(f"\nellipse, landing rate {rate}: E |h| and error of E x1^2 at {sizes}")
+  figure, axes = plt.subplots(1, 2, figsize=(8, 3.2))
+  for rule, options in rules.items():
+    violations, errors, ses = [], [], []
+    for dt in sizes:
+      kernel = langevin.olla(
+        target.potential_fn,
+        target.eq_fn,
+        step_size=dt,
+        landing=rate * dt,
+        **options,
+      )
+      x = target.init(jax.random.key(0), 2000).astype(float)
+      run = jax.jit(
+        lambda key, x, kernel=kernel, dt=dt: langevin.run_chains(
+          key,
+          kernel,
+          x,
+          num_samples=int(0.8 / dt),
+          thinning=10,
+          num_burn_in=int(2 / dt),
+        )[0]
+      )
+      samples = run(jax.random.key(1), x)
+      h = jax.vmap(jax.vmap(target.eq_fn))(samples)
+      means = (samples[..., 0] ** 2).mean(axis=0)
+      violations.append(float(jnp.abs(h).mean()))
+      errors.append(float(means.mean()) - exact)
+      ses.append(float(means.std()) / len(means) ** 0.5)
+    print(
+      f"  {rule:14s} "
+      + "  ".join(
+        f"{v:.4f}, {e:+.3f} +- {s:.3f}"
+        for v, e, s in zip(violations, errors, ses, strict=True)
+      ),
+      flush=True,
+    )
+    axes[0].loglog(sizes, violations, "o-", label=rule)
+    axes[1].errorbar(sizes, errors, yerr=2 * np.array(ses), label=rule)
+  axes[0].set_title("E |h|")
+  axes[1].set_title("error of E x1^2")
+  axes[1].axhline(0, color="k", lw=0.5)
+  for axis in axes:
+    axis.set_xlabel("step size")
+    axis.legend()
+  save(figure, "step_size.png")
+
+
 def two_caps():
   """Two oblique caps of the sphere at once: `z >= 0` and `n . x >= 0`."""
   normal = np.array([np.sin(2.0), 0.0, np.cos(2.0)])
@@ -352,7 +411,7 @@ def save(figure, name):
   plt.close(figure)
 
 
-TABLES = (steps, accuracy, memory, bias, convergence)
+TABLES = (steps, accuracy, memory, step_size, bias, convergence)
 
 
 def main(names):

@@ -104,16 +104,13 @@ def test_a_resumed_run_ends_the_same(tmp_path):
   config.mesh.data = 1
   built = training.build(config)
 
-  def stop(state, batch, step=built.step):
-    return step(state, batch)
-
   with pytest.raises(RuntimeError, match="stopped here"):
 
     def evaluate(params, key, *, final):
       raise RuntimeError("stopped here")
 
     training.run(
-      built._replace(evaluate=evaluate, step=stop),
+      built._replace(evaluate=evaluate),
       config,
       tmp_path / "resumed",
       progress=False,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from jdiff import langevin
+from jdiff import langevin, targets
 from jdiff.langevin import constraints as cs
 from jdiff.langevin import landing as landing_lib
 from jdiff.targets import manifolds, planar
@@ -206,6 +206,26 @@ def test_linear_residuals_shrink_exactly():
     np.testing.assert_allclose(
       ineq_fn(state.position) + epsilon, ratio * (g + epsilon), rtol=1e-10
     )
+
+
+def test_stress_lands_and_keeps_its_radius():
+  # float64: in float32 the planes are met to about 1e-5, see test_kernels.
+  target = targets.stress(100, 10, 10)
+  with jax.enable_x64(True):
+    k = kernel(target, step_size=2e-3)
+    start = target.init(jax.random.key(0), 16).astype(jnp.float64)
+    start = start + 0.3 * jax.random.normal(jax.random.key(1), start.shape)
+    samples, summary = jax.jit(
+      lambda key: langevin.run_chains(
+        key, k, start, num_samples=40, thinning=5, num_burn_in=60
+      )
+    )(jax.random.key(2))
+  h = jax.vmap(jax.vmap(target.eq_fn))(samples)
+  assert float(jnp.abs(jax.vmap(target.eq_fn)(start))[:, :-1].max()) > 1
+  assert float(summary.max["eq_residual"][:, :-1].max()) < 1e-10
+  assert abs(float(h[..., -1].mean())) < 0.2
+  # Obstacles are met: the masked rows are at work.
+  assert 0 < float(summary.mean["active"].mean()) < 0.2
 
 
 def test_landing_of_two_never_lands():
