@@ -30,7 +30,7 @@ def check_int(name: str, value: Any, minimum: int = 1) -> int:
 
 
 def check_finite(name: str, value: Any, *, positive: bool = False) -> Any:
-  """Returns `value` if it is a finite (positive) number or a traced one."""
+  """`value` as a float if it is a finite (positive) number; traced, as is."""
   if isinstance(value, jax.core.Tracer):
     return value
   try:
@@ -40,7 +40,8 @@ def check_finite(name: str, value: Any, *, positive: bool = False) -> Any:
   if not math.isfinite(number) or (positive and number <= 0):
     kind = "positive and finite" if positive else "finite"
     raise ValueError(f"{name} must be {kind}, got {value}.")
-  return value
+  # A Python float promotes nothing, where a NumPy scalar would.
+  return number
 
 
 def check_shape(

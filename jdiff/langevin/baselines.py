@@ -52,9 +52,10 @@ class MomentumState(NamedTuple):
 
 def ula(potential_fn: Potential, *, step_size: float) -> Kernel:
   """Unadjusted Langevin: `x - dt grad f + sqrt(2 dt) xi`; bias O(dt)."""
-  checks.check_finite("step_size", step_size, positive=True)
+  step_size = checks.check_finite("step_size", step_size, positive=True)
 
   def step(key, state):
+    checks.check_key(key)
     x, potential, unravel = _flat(potential_fn, state.position)
     noise = jax.random.normal(key, x.shape, x.dtype)
     new = x - step_size * jax.grad(potential)(x) + _scale(step_size) * noise
@@ -68,9 +69,10 @@ def ula(potential_fn: Potential, *, step_size: float) -> Kernel:
 
 def mala(potential_fn: Potential, *, step_size: float) -> Kernel:
   """Metropolis-adjusted Langevin: ULA's proposal, exact in the limit."""
-  checks.check_finite("step_size", step_size, positive=True)
+  step_size = checks.check_finite("step_size", step_size, positive=True)
 
   def step(key, state):
+    checks.check_key(key)
     key_noise, key_accept = jax.random.split(key)
     x, potential, unravel = _flat(potential_fn, state.position)
     energy, grad = jax.value_and_grad(potential)(x)
@@ -111,7 +113,7 @@ def projected_langevin(
     frozen: Whether iterations reuse the start's Gram matrix instead of a fresh
       Jacobian: cheaper ones, more of them.
   """
-  checks.check_finite("step_size", step_size, positive=True)
+  step_size = checks.check_finite("step_size", step_size, positive=True)
   project = _projector(max_iters, tolerance, frozen)
 
   def init(position):
@@ -120,21 +122,24 @@ def projected_langevin(
     return state
 
   def step(key, state):
+    checks.check_key(key)
     x, potential, unravel = _flat(potential_fn, state.position)
     eq = constraints_lib.stack(eq_fn, None, state.position)
     lin = constraints_lib.linearise(eq, x)
     noise = jax.random.normal(key, x.shape, x.dtype)
     move = _scale(step_size) * noise - step_size * jax.grad(potential)(x)
     new, converged, num_iters = project(eq, lin, x + move)
-    is_finite = jnp.isfinite(move).all()
+    both = constraints_lib.stack(eq_fn, ineq_fn, state.position)
+    values = both.fn(x)
+    is_finite = jnp.isfinite(move).all() & jnp.isfinite(values).all()
     ok = is_finite & converged & _feasible(ineq_fn, unravel, new)
     new = jnp.where(ok, new, x)
     status = kernel_lib.status(
       is_finite=is_finite,
       converged=converged,
+      is_near=~jnp.any(values[both.num_eq :] > 0),
       is_independent=lin.pivot > kernel_lib.min_pivot(x.dtype),
     )
-    both = constraints_lib.stack(eq_fn, ineq_fn, state.position)
     info = _info(new, both, status, ok, num_iters)
     return State(unravel(new), state.step + 1), info
 
@@ -169,7 +174,7 @@ def constrained_hmc(
     max_iters: Newton iterations of each projection.
     tolerance: On `max |h|`; by default near rounding.
   """
-  checks.check_finite("step_size", step_size, positive=True)
+  step_size = checks.check_finite("step_size", step_size, positive=True)
   checks.check_int("num_steps", num_steps)
   if not 0 <= persistence < 1:
     raise ValueError(f"persistence must lie in [0, 1), got {persistence}.")
@@ -183,6 +188,7 @@ def constrained_hmc(
     return MomentumState(position, jnp.zeros_like(flat), jnp.int32(0))
 
   def step(key, state):
+    checks.check_key(key)
     key_noise, key_accept = jax.random.split(key)
     x, potential, unravel = _flat(potential_fn, state.position)
     both = constraints_lib.stack(eq_fn, ineq_fn, state.position)
@@ -212,8 +218,18 @@ def constrained_hmc(
     log_ratio = jnp.where(ok, start - end, -jnp.inf)
     new, prob, accepted = _accept(key_accept, log_ratio, q, x)
     momentum = jnp.where(accepted, p, -momentum)
-    is_finite = jnp.isfinite(start)
-    status = kernel_lib.status(is_finite=is_finite, converged=converged)
+    grad = jax.grad(potential)(x)
+    values = both.fn(x)
+    is_finite = (
+      jnp.isfinite(start)
+      & jnp.isfinite(grad).all()
+      & jnp.isfinite(values).all()
+    )
+    status = kernel_lib.status(
+      is_finite=is_finite,
+      converged=converged,
+      is_near=~jnp.any(values[both.num_eq :] > 0),
+    )
     info = _info(new, both, status, prob, num_iters)
     return MomentumState(unravel(new), momentum, state.step + 1), info
 

@@ -85,7 +85,7 @@ def stack(
     raise ValueError("pass eq_fn, ineq_fn or both; without them use ula.")
   flat, unravel = ravel_pytree(position)
   sizes = [
-    _size(name, fn, position, flat.dtype)
+    _size(name, fn, position)
     for name, fn in (("eq_fn", eq_fn), ("ineq_fn", ineq_fn))
   ]
 
@@ -101,10 +101,12 @@ def linearise(constraints: Constraints, x: jax.Array) -> Linearised:
   num = constraints.num
   values, jacobian = jacobian_of(constraints, x)
   is_eq = jnp.arange(num) < constraints.num_eq
-  active = is_eq | (values >= 0)
-  norms = jnp.linalg.norm(jacobian, axis=1)
+  # A NaN counts as active, so that it reaches the step and is reported.
+  active = is_eq | ~(values < 0)
   # A gradient that vanishes keeps a row of zeros: a dependence, by its pivot.
-  norms = jnp.where(active & (norms > 0), norms, 1)
+  # The inner where keeps derivatives of the norm finite there.
+  squares = jnp.sum(jacobian**2, axis=1)
+  norms = jnp.sqrt(jnp.where(active & (squares != 0), squares, 1))
   rows = jnp.where(active[:, None], jacobian / norms[:, None], 0)
   gram = dot(rows, rows.T) + jnp.diag(jnp.where(active, 0, 1).astype(x.dtype))
   # Rounding must not make a pivot of dependent rows negative.
@@ -149,6 +151,7 @@ def landing_residual(
     lin: Their linearisation.
     epsilon: Scalar or `[l]`, how far inside inequalities aim, in units of `g`.
   """
+  epsilon = jnp.asarray(epsilon, lin.values.dtype)
   values = lin.values.at[constraints.num_eq :].add(epsilon)
   return jnp.where(lin.active, values, 0)
 
@@ -290,7 +293,7 @@ def dot(a: jax.Array, b: jax.Array) -> jax.Array:
   return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
 
-def _size(name: str, fn: ConstraintFn | None, position: Any, dtype) -> int:
+def _size(name: str, fn: ConstraintFn | None, position: Any) -> int:
   if fn is None:
     return 0
   out = jax.eval_shape(fn, position)

@@ -45,13 +45,15 @@ class Status(enum.IntEnum):
   """How a chain stands; the largest that applies is reported.
 
   OK: on the set, up to the noise of a step.
-  LANDING: still further from the set than the noise of a step,
-    `sqrt(2 dt d)`: a far start, or a step size too large for the curvature.
+  LANDING: further from the set than the noise of a step, `sqrt(2 dt d)`: a far
+    start, or a step size too large for the curvature. Samplers that reject what
+    breaks an inequality report a point that breaks one.
   DEPENDENT: the active constraints are dependent (LICQ fails); the step was
     made with a damped Gram matrix.
   NOT_CONVERGED: an inner projection did not converge; the chain stayed.
   NOT_FINITE: the potential, a constraint or a gradient is not finite; the
-    chain stayed.
+    chain stayed. OLLA steps outside inequalities, where a potential may be
+    undefined: it then lands without it, and reports this all the same.
   """
 
   OK = 0
@@ -136,13 +138,13 @@ def run_chains(
 
 
 def check_position(position: Any) -> None:
-  """Raises unless a position is a pytree of float arrays."""
-  leaves = jax.tree.leaves(position)
-  if not leaves or not all(
-    jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves
-  ):
-    dtypes = [str(jnp.result_type(leaf)) for leaf in leaves]
-    raise TypeError(f"position must hold float arrays, got {dtypes}.")
+  """Raises unless a position is a pytree of float32 or float64 arrays."""
+  dtypes = [str(jnp.result_type(leaf)) for leaf in jax.tree.leaves(position)]
+  if not dtypes or set(dtypes) - {"float32", "float64"}:
+    raise TypeError(
+      "position must hold float arrays, float32 or float64, got "
+      f"{dtypes or 'nothing'}."
+    )
 
 
 def min_pivot(dtype) -> float:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from jdiff.core import checks
@@ -95,8 +96,13 @@ def olla(
     ValueError: If an option is out of range, no constraint is given, or, at
       trace time, if a constraint does not return a vector.
   """
-  checks.check_finite("step_size", step_size, positive=True)
-  check_landing(landing)
+  step_size = checks.check_finite("step_size", step_size, positive=True)
+  landing = check_landing(landing)
+  if without_curvature and num_probes != 0:
+    raise ValueError(
+      "without_curvature=True drops the drift that num_probes="
+      f"{num_probes} estimates; pass num_probes=0 with it."
+    )
   if num_probes == 0 and not without_curvature:
     raise ValueError(
       "num_probes=0 drops the curvature drift and samples a shifted set; pass "
@@ -104,8 +110,7 @@ def olla(
     )
   if num_probes is not None:
     checks.check_int("num_probes", num_probes, 0)
-  if isinstance(epsilon, str) and epsilon != "auto":
-    raise ValueError(f"epsilon must be 'auto' or numbers, got {epsilon!r}.")
+  _check_epsilon(epsilon)
   if eq_fn is None and ineq_fn is None:
     raise ValueError("pass eq_fn, ineq_fn or both; without them use ula.")
 
@@ -119,9 +124,20 @@ def olla(
     key_noise, key_probes = jax.random.split(key)
     x, unravel = ravel_pytree(state.position)
     constraints = constraints_lib.stack(eq_fn, ineq_fn, state.position)
-    num_eq = constraints.num_eq
+    num_eq, num_ineq = constraints.num_eq, constraints.num_ineq
+    if not isinstance(epsilon, str) and jnp.shape(epsilon) not in (
+      (),
+      (num_ineq,),
+    ):
+      raise ValueError(
+        f"epsilon must be a scalar or [{num_ineq}], one an inequality, got "
+        f"shape {list(jnp.shape(epsilon))}."
+      )
     lin = constraints_lib.linearise(constraints, x)
     value, grad = jax.value_and_grad(lambda y: potential_fn(unravel(y)))(x)
+    has_potential = jnp.isfinite(value) & jnp.isfinite(grad).all()
+    is_outside = lin.active[num_eq:].any()
+    grad = jnp.where(is_outside & ~has_potential, 0, grad)
     noise = jax.random.normal(key_noise, x.shape, x.dtype)
     inside = epsilon
     if isinstance(epsilon, str):
@@ -138,13 +154,13 @@ def olla(
     move = (2 * step_size) ** 0.5 * noise - step_size * grad
     new = x + constraints_lib.tangent_and_normal(lin, move, residual)
     distance = constraints_lib.distance(lin)
-    is_finite = jnp.isfinite(new).all() & jnp.isfinite(value)
+    may_move = jnp.isfinite(new).all() & (has_potential | is_outside)
     status = kernel_lib.status(
-      is_finite=is_finite,
+      is_finite=may_move & has_potential,
       is_independent=lin.pivot > kernel_lib.min_pivot(x.dtype),
       is_near=distance <= (2 * step_size * x.size) ** 0.5,
     )
-    position = unravel(jnp.where(is_finite, new, x))
+    position = unravel(jnp.where(may_move, new, x))
     info = OLLAInfo(
       eq_residual=lin.values[:num_eq],
       ineq_value=lin.values[num_eq:],
@@ -158,14 +174,27 @@ def olla(
   return Kernel(init, step)
 
 
-def check_landing(landing: float) -> None:
-  """Raises unless `0 < landing < 2`, where linear residuals shrink."""
-  checks.check_finite("landing", landing, positive=True)
+def _check_epsilon(epsilon: Any) -> None:
+  if isinstance(epsilon, str):
+    if epsilon != "auto":
+      raise ValueError(f"epsilon must be 'auto' or numbers, got {epsilon!r}.")
+  elif epsilon is None:
+    raise TypeError("epsilon must be 'auto' or numbers, got None.")
+  elif checks.is_concrete(epsilon):
+    values = np.asarray(epsilon, np.float64)
+    if not (np.isfinite(values) & (values >= 0)).all():
+      raise ValueError(f"epsilon must be finite and >= 0, got {epsilon}.")
+
+
+def check_landing(landing: float) -> float:
+  """`landing`, if `0 < landing < 2`, where linear residuals shrink."""
+  landing = checks.check_finite("landing", landing, positive=True)
   if checks.is_concrete(landing) and landing >= 2:
     raise ValueError(
       "landing (alpha * step_size) must lie in (0, 2), where residuals "
       f"shrink, got {landing}."
     )
+  return landing
 
 
 def auto_epsilon(
@@ -189,7 +218,7 @@ def auto_epsilon(
   along = jnp.sum(lin.cholesky[num_eq:, :num_eq] ** 2, axis=1)
   slope = lin.norms[num_eq:] * jnp.sqrt(jnp.clip(1 - along, 0, 1))
   scale = repulsion(landing) * (2 * step_size) ** 0.5 / landing
-  return jnp.where(lin.active[num_eq:], scale * slope, 0)
+  return jnp.where(lin.active[num_eq:], scale * slope, 0).astype(slope.dtype)
 
 
 def repulsion(landing) -> jax.Array:

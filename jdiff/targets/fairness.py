@@ -60,14 +60,8 @@ def fair_bnn(
   Raises:
     ValueError: If shapes or values do not fit, or a group lacks a label.
   """
-  x, y, group = (np.asarray(a, np.float32) for a in (x, y, group))
-  checks.check_shape("x", x, (None, None))
-  checks.check_shape("y", y, x.shape[:1])
-  checks.check_shape("group", group, x.shape[:1])
+  x, y, group = _checked(x, y, group)
   checks.check_finite("prior_precision", prior_precision, positive=True)
-  for name, a in (("y", y), ("group", group)):
-    if not np.isin(a, (0, 1)).all():
-      raise ValueError(f"{name} must hold 0 and 1 alone.")
   cells = {(g, v): (group == g) & (y == v) for g in (0, 1) for v in (0, 1)}
   if not all(cell.any() for cell in cells.values()):
     raise ValueError("each group must hold rows of both labels.")
@@ -167,7 +161,7 @@ def with_test_rows(problem: FairBNN, x, y, group) -> ConstrainedTarget:
   Adds `test_nll` (nats a row), `test_accuracy`, and the gaps `test_tpr_gap` and
   `test_fpr_gap` between the groups' true- and false-positive rates.
   """
-  x, y, group = (np.asarray(a, np.float32) for a in (x, y, group))
+  x, y, group = _checked(x, y, group)
 
   def observables(params):
     logits = problem.logits_fn(params, x)
@@ -175,7 +169,9 @@ def with_test_rows(problem: FairBNN, x, y, group) -> ConstrainedTarget:
 
     def rate(g, v):
       cell = (group == g) & (y == v)
-      return jnp.sum(jnp.where(cell, prob, 0)) / max(cell.sum(), 1)
+      total = jnp.sum(jnp.where(cell, prob, 0))
+      # No rate is known of a group that lacks the label.
+      return total / cell.sum() if cell.any() else jnp.nan * total
 
     return problem.target.observables(params) | {
       "test_nll": jnp.mean(jax.nn.softplus(logits) - y * logits),
@@ -185,3 +181,17 @@ def with_test_rows(problem: FairBNN, x, y, group) -> ConstrainedTarget:
     }
 
   return problem.target._replace(observables=observables)
+
+
+def _checked(x, y, group):
+  """Rows as float32 arrays that fit each other."""
+  x, y, group = (np.asarray(a, np.float32) for a in (x, y, group))
+  checks.check_shape("x", x, (None, None))
+  checks.check_shape("y", y, x.shape[:1])
+  checks.check_shape("group", group, x.shape[:1])
+  if not np.isfinite(x).all():
+    raise ValueError("x must be finite; drop or fill rows that are not.")
+  for name, a in (("y", y), ("group", group)):
+    if not np.isin(a, (0, 1)).all():
+      raise ValueError(f"{name} must hold 0 and 1 alone.")
+  return x, y, group

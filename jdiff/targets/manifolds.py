@@ -32,7 +32,7 @@ def circle(kappa: float = 0.0, *, skewed: bool = False) -> ConstrainedTarget:
   def exact():
     theta = quadrature.angles(4096)
     points = np.stack([np.cos(theta), np.sin(theta)], axis=1)
-    return quadrature.average(points, np.exp(kappa * points[:, 0]), observables)
+    return quadrature.average(points, observables, kappa * points[:, 0])
 
   def observables(x):
     return {"x1": x[0], "x1_squared": x[0] ** 2, "x2_squared": x[1] ** 2}
@@ -55,7 +55,9 @@ def sphere(dim: int = 3, kappa: float = 0.0) -> ConstrainedTarget:
   def exact():
     if kappa == 0:
       return {"z": 0.0, "z_squared": 1 / dim}
-    z = special.ive(dim / 2, kappa) / special.ive(dim / 2 - 1, kappa)
+    pull = abs(kappa)
+    z = special.ive(dim / 2, pull) / special.ive(dim / 2 - 1, pull)
+    z = z * np.sign(kappa)
     return {"z": float(z), "z_squared": float(1 - (dim - 1) * z / kappa)}
 
   return ConstrainedTarget(
@@ -81,7 +83,7 @@ def ellipse(axis: float = 2.0, kappa: float = 0.0) -> ConstrainedTarget:
     points = np.stack([axis * np.cos(theta), np.sin(theta)], axis=1)
     length = np.hypot(axis * np.sin(theta), np.cos(theta))
     return quadrature.average(
-      points, length * np.exp(kappa * points[:, 0]), observables
+      points, observables, np.log(length) + kappa * points[:, 0]
     )
 
   def init(key, num_chains):
@@ -130,7 +132,7 @@ def torus(
     points = place(around, along, np)
     area = major + minor * np.cos(along)
     return quadrature.average(
-      points, area * np.exp(points @ np.array(tilt)), observables
+      points, observables, np.log(area) + points @ np.array(tilt)
     )
 
   def init(key, num_chains):
@@ -184,7 +186,8 @@ def stiefel(
 
   def exact():
     if kappa == 0:
-      return {"trace": 0.0, "trace_squared": k / size if k < size else 1.0}
+      square = k / size if k < size else (2.0 if size == 2 else 1.0)
+      return {"trace": 0.0, "trace_squared": square}
     if (size, k) != (3, 3):
       return {}
     theta = quadrature.angles(8192)
@@ -222,9 +225,7 @@ def cap(height: float = 0.0, kappa: float = 0.0) -> ConstrainedTarget:
 
   def exact():
     # The height of a uniform point of the sphere is uniform (Archimedes).
-    return quadrature.on_interval(
-      height, 1.0, lambda z: np.exp(kappa * (z - 1)), "z"
-    )
+    return quadrature.on_interval(height, 1.0, lambda z: kappa * z, "z")
 
   def init(key, num_chains):
     key_z, key_angle = jax.random.split(key)

@@ -97,7 +97,7 @@ def two_lobe() -> ConstrainedTarget:
 
   def exact():
     points = grid(2000)
-    return quadrature.average(points, np.ones(len(points)), observables)
+    return quadrature.average(points, observables, np.zeros(len(points)))
 
   return ConstrainedTarget(
     potential_fn=lambda x: jnp.zeros((), x.dtype),
@@ -126,17 +126,18 @@ def _planar_curve(potential_fn, eq_fn, ineq_fn, curve: Callable):
     with jax.enable_x64(True):
       wide = jnp.asarray(points)
       feasible = jax.vmap(ineq_fn)(wide)[:, 0] <= 0
-      density = jnp.exp(-jax.vmap(potential_fn)(wide))
-      return points, length * np.asarray(jnp.where(feasible, density, 0))
+      log_density = np.asarray(-jax.vmap(potential_fn)(wide))
+    log_weight = np.log(length) + log_density
+    return points, np.where(np.asarray(feasible), log_weight, -np.inf)
 
   def exact():
-    points, weight = weighted()
-    return quadrature.average(points, weight, observables)
+    points, log_weight = weighted()
+    return quadrature.average(points, observables, log_weight)
 
   def sample(key, num_samples):
-    points, weight = weighted()
-    index = jax.random.choice(
-      key, len(points), (num_samples,), p=jnp.asarray(weight / weight.sum())
+    points, log_weight = weighted()
+    index = jax.random.categorical(
+      key, jnp.asarray(log_weight), shape=(num_samples,)
     )
     return jnp.asarray(points)[index]
 

@@ -45,6 +45,11 @@ def stress(
   offsets = 0.1 * rng.normal(size=num_eq - 1)
   # The set is a sphere of dimension n - 1 in the planes' intersection.
   centre = np.linalg.pinv(planes) @ offsets if num_eq > 1 else np.zeros(dim)
+  if not radius**2 > centre @ centre:
+    raise ValueError(
+      f"radius must exceed the planes' distance {centre @ centre:.3g}^0.5 from "
+      f"the origin, got {radius}."
+    )
   inner = np.sqrt(radius**2 - centre @ centre)
   basis = np.linalg.svd(planes)[2][num_eq - 1 :] if num_eq > 1 else np.eye(dim)
   n = len(basis)
@@ -74,8 +79,13 @@ def stress(
     known = {"radius_squared": radius**2}
     if num_ineq <= 1:
       top = edge if num_ineq else 1.0
+      # u has a standard deviation of n^(-1/2); beyond 12 of them is nothing.
+      reach = min(1.0, 12 / n**0.5)
       known |= quadrature.on_interval(
-        -1.0, top, lambda u: (1 - u**2) ** ((n - 3) / 2), "u"
+        -reach,
+        min(top, reach),
+        lambda u: (n - 3) / 2 * np.log1p(-(u**2)),
+        "u",
       )
     return known
 

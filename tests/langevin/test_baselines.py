@@ -172,6 +172,42 @@ def test_an_impossible_projection_stays_and_says_so():
   assert int(info.status) == langevin.Status.NOT_CONVERGED
 
 
+def test_chains_that_cannot_move_say_so():
+  def ball(x):
+    return jnp.stack([jnp.sum(x**2) - 1])
+
+  def flat(x):
+    return jnp.zeros((), x.dtype)
+
+  circle = manifolds.circle()
+  hmc, projected = langevin.constrained_hmc, langevin.projected_langevin
+  landing, broken = langevin.Status.LANDING, langevin.Status.NOT_FINITE
+  for k, start, status in (
+    (hmc(flat, None, ball, step_size=0.01), [3.0, 3.0], landing),
+    (
+      projected(flat, circle.eq_fn, lambda x: -x[:1], step_size=1e-3),
+      [-1.0, 0.0],
+      landing,
+    ),
+    (
+      hmc(lambda x: jnp.sqrt(jnp.sum(x**2)), None, ball, step_size=0.1),
+      [0.0, 0.0],
+      broken,
+    ),
+    (
+      hmc(flat, None, lambda x: jnp.nan * ball(x), step_size=0.1),
+      [0.1, 0.0],
+      broken,
+    ),
+  ):
+    state = k.init(jnp.array(start))
+    new, info = k.step(jax.random.key(0), state)
+    assert int(info.status) == status
+    np.testing.assert_array_equal(new.position, state.position)
+  with pytest.raises(TypeError, match="typed PRNG key"):
+    k.step(jnp.zeros(2, jnp.uint32), state)
+
+
 @pytest.mark.parametrize(
   "make, message",
   [

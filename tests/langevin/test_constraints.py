@@ -126,6 +126,14 @@ def test_newton_retract():
     )
 
 
+def test_newton_retract_has_derivatives():
+  stacked = cs.stack(
+    None, lambda x: jnp.stack([jnp.sum(x**2) - 1]), jnp.zeros(2)
+  )
+  inside = jax.jacobian(lambda x: langevin.newton_retract(stacked, x))
+  np.testing.assert_allclose(inside(jnp.zeros(2)), np.eye(2), atol=1e-6)
+
+
 def test_log_det_gram_needs_no_more_rows_than_columns():
   with jax.enable_x64(True):
     matrix = np.random.default_rng(0).normal(size=(3, 3))

@@ -1,5 +1,7 @@
 """OLLA against exact laws, with the traps as negative controls."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from scipy import optimize, stats
 
 from jdiff import langevin, targets
+from jdiff.core.types import ConstrainedTarget
 from jdiff.langevin import constraints as cs
 from jdiff.langevin import landing as landing_lib
 from jdiff.targets import manifolds, planar
@@ -328,9 +331,62 @@ def test_a_bad_chain_does_not_disturb_the_others():
   np.testing.assert_array_equal(bad[-1, 2], jnp.array([9.0, 0.0]))
 
 
+def test_constraints_that_are_not_finite_are_reported():
+  def log_wall(x):
+    return jnp.stack([-1 - jnp.log(x[0])])
+
+  k = langevin.olla(lambda x: 5 * x[0], None, log_wall, step_size=0.5)
+  state = k.init(jnp.array([-0.1]))
+  new, info = k.step(jax.random.key(0), state)
+  assert int(info.status) == langevin.Status.NOT_FINITE
+  np.testing.assert_array_equal(new.position, state.position)
+
+
+def test_potentials_may_end_at_the_boundary():
+  # Gamma(3/2) on x >= 0: the potential is undefined where steps overshoot.
+  target = ConstrainedTarget(
+    potential_fn=lambda x: x[0] - 0.5 * jnp.log(x[0]),
+    dim=1,
+    init=lambda key, n: jax.random.gamma(key, 1.5, (n, 1)),
+    ineq_fn=lambda x: -x,
+    observables=lambda x: {"x": x[0]},
+    exact=lambda: {"x": 1.5},
+  )
+  found, summary = chains.averages(
+    kernel(target, step_size=2e-3), target, step_size=2e-3, time=6
+  )
+  chains.check(found, target.exact(), bias=0.03)
+  assert 0 < summary.status[:, langevin.Status.NOT_FINITE].mean() < 0.05
+
+
+def test_float32_positions_under_x64():
+  target = manifolds.cap()
+  with jax.enable_x64(True):
+    k = langevin.olla(
+      target.potential_fn,
+      target.eq_fn,
+      target.ineq_fn,
+      step_size=np.float64(0.01),
+    )
+    start = jnp.array([[0.6, 0.0, 0.8]], jnp.float32)
+    with warnings.catch_warnings():
+      warnings.simplefilter("error")
+      samples, _ = langevin.run_chains(
+        jax.random.key(0), k, start, num_samples=2
+      )
+  assert samples.dtype == jnp.float32
+
+
 @pytest.mark.parametrize(
   "options, error, message",
   [
+    (
+      dict(step_size=0.1, without_curvature=True),
+      ValueError,
+      "pass num_probes=0",
+    ),
+    (dict(step_size=0.1, epsilon=-0.5), ValueError, "epsilon must be finite"),
+    (dict(step_size=0.1, epsilon=None), TypeError, "epsilon must be 'auto'"),
     (dict(step_size=0.0), ValueError, "step_size must be positive"),
     (dict(step_size=float("nan")), ValueError, "step_size must be positive"),
     (dict(step_size=0.1, landing=-1.0), ValueError, "landing must be positive"),
@@ -346,8 +402,13 @@ def test_bad_options(options, error, message):
 
 def test_bad_positions():
   k = kernel(manifolds.circle(), step_size=0.1)
-  with pytest.raises(TypeError, match="position must hold float arrays"):
-    k.init(jnp.array([1, 0]))
+  for dtype in (jnp.int32, jnp.bfloat16):
+    with pytest.raises(TypeError, match="position must hold float arrays"):
+      k.init(jnp.array([1, 0], dtype))
+  target = manifolds.cap()
+  short = kernel(target, step_size=0.1, epsilon=jnp.ones(2))
+  with pytest.raises(ValueError, match=r"epsilon must be a scalar or \[1\]"):
+    short.step(jax.random.key(0), short.init(jnp.array([0.6, 0.0, 0.8])))
   with pytest.raises(ValueError, match="pass eq_fn, ineq_fn or both"):
     langevin.olla(lambda x: x.sum(), step_size=0.1)
   scalar = langevin.olla(lambda x: x.sum(), lambda x: x.sum(), step_size=0.1)

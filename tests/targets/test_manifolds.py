@@ -230,3 +230,34 @@ def test_bad_fair_bnn():
     targets.fair_bnn(x, y, group, monotone=(3,))
   with pytest.raises(ValueError, match="group must have shape"):
     targets.fair_bnn(x, y, group[:3])
+
+
+def test_extreme_arguments():
+  assert manifolds.stiefel(2).exact()["trace_squared"] == 2.0
+  mirrored = manifolds.sphere(3, -3.0).exact()
+  assert abs(mirrored["z"] + 0.671636490) < 1e-8
+  assert abs(mirrored["z_squared"] - 0.552242340) < 1e-8
+  # Concentrated laws do not overflow: E x_1 is about 1 - 1 / (2 kappa).
+  assert abs(manifolds.circle(1000.0).exact()["x1"] - 0.9995) < 1e-6
+  for target in (
+    manifolds.ellipse(kappa=400.0),
+    manifolds.cap(0.0, -800.0),
+    manifolds.torus(tilt=(500.0, 0.0, 0.0)),
+  ):
+    assert np.isfinite(list(target.exact().values())).all()
+  # A law far narrower than its interval: E u^2 = 1 / n.
+  wide = targets.stress(5000, 1, 0).exact()
+  assert abs(wide["u_squared"] * 5000 - 1) < 1e-6
+  with pytest.raises(ValueError, match="radius must exceed"):
+    targets.stress(10, 3, 1, radius=0.01)
+
+
+def test_rows_that_do_not_fit():
+  (x, y, group), problem = fair_problem()
+  with pytest.raises(ValueError, match="x must be finite"):
+    targets.fair_bnn(np.full_like(x, np.nan), y, group)
+  with pytest.raises(ValueError, match="y must have shape"):
+    targets.with_test_rows(problem, x, y[:1], group)
+  alone = targets.with_test_rows(problem, x, y, np.ones_like(group))
+  params = alone.init(jax.random.key(0), 1)[0]
+  assert np.isnan(alone.observables(params)["test_tpr_gap"])
