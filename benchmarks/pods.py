@@ -22,10 +22,9 @@ import jax  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 
 from experiments.mdns import ising, potts  # noqa: E402
-from experiments.olla import fair_bnn, polymer, stress, toys  # noqa: E402
 from jdiff import training  # noqa: E402
 
-MODULES = (ising, potts, toys, stress, polymer, fair_bnn)
+MODULES = (ising, potts)
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all")
 
 
