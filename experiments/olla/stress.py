@@ -6,7 +6,7 @@
 | variant | d, equalities, obstacles, chains | hardware, time | expect |
 |---|---|---|---|
 | smoke | 20, 3, 1, 128 | 2 cores, 20 s | E u within 4 SE |
-| cpu | 100, 10, 10, 256 | 2 cores, 1 min | E |x|^2 = 25 within 0.2 |
+| cpu | 100, 10, 10, 256 | 2 cores, 15 s | E |x|^2 = 25 within 0.2 |
 | paper | 1000, 10, 10, 64 (the released run has 1 chain) | 1 GPU | the same |
 | pod | 1000, 10, 40, 4096 | v5e:4x4, not run | the same |
 """

@@ -3,7 +3,7 @@
   python -m experiments.main --config=experiments/olla/toys.py:VARIANT \
       --workdir=W
 
-Every variant runs on 2 CPU cores in under a minute; `paper` is the released
+Every set runs on 2 CPU cores in under half a minute; `paper` is the released
 toy setting (200 chains, step 5e-4, 1000 steps) on the seven-lobed star, `pod`
 the star with 16384 chains (v5e:4x4, not run).
 

@@ -90,7 +90,9 @@ def olla(
 
   Returns:
     A `Kernel`; `step` answers an `OLLAInfo`. A step that meets numbers that
-    are not finite leaves the position as it was and says so in its status.
+    are not finite says so in its status and leaves the position as it was,
+    unless only the potential is undefined, outside an inequality: then it
+    lands without it.
 
   Raises:
     ValueError: If an option is out of range, no constraint is given, or, at
