@@ -19,6 +19,7 @@ DISTRIBUTION = {
   "absl": "absl-py",
   "array_record": "array-record",
   "orbax": "orbax-checkpoint",
+  "ott": "ott-jax",
   "sklearn": "scikit-learn",
   "tensorflow_datasets": "tensorflow-datasets",
 }
@@ -62,7 +63,7 @@ def test_imports_are_declared():
   assert third_party("jdiff")["jax"]
   assert undeclared(["jdiff"]) == {}
   assert undeclared(["experiments"], "data") == {}
-  assert undeclared(["benchmarks", "tests"], "data", "dev") == {}
+  assert undeclared(["benchmarks", "tests"], "data", "peers", "dev") == {}
 
 
 def test_dependencies_are_bounded_above():
@@ -89,9 +90,8 @@ def test_constraints_are_exact_and_name_no_place(name):
       pins[distribution.lower().replace("_", "-")] = version
   for part in ("jaxlib", "jax-cuda13-plugin", "jax-cuda13-pjrt"):
     assert pins[part] == pins["jax"]
-  wanted = declared(
-    PROJECT["dependencies"] + EXTRAS["data"] + EXTRAS["dev"]
-  ) - {"jdiff-research"}
+  lines = [EXTRAS[extra] for extra in ("data", "peers", "dev")]
+  wanted = declared(sum(lines, PROJECT["dependencies"])) - {"jdiff-research"}
   assert {name.replace("_", "-") for name in wanted} <= set(pins)
 
 

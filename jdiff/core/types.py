@@ -47,6 +47,50 @@ class ScoreFn(Protocol):
   ) -> jax.Array: ...
 
 
+class VelocityFn(Protocol):
+  """A velocity field `E[dx_t / dt | x_t]`: `(params, x[B, ...], t[B])`.
+
+  Callers that have labels, `[B]` int32, pass them as `label=`, and no keyword
+  otherwise.
+  """
+
+  def __call__(
+    self, params: Params, x: jax.Array, t: jax.Array, **label: jax.Array
+  ) -> jax.Array: ...
+
+
+class FlowMapFn(Protocol):
+  """An average velocity: `x_s = x_t - (t - s) u(params, x_t, t, s)`.
+
+  `t` and `s` are `[B]`, `0 <= s <= t <= 1`; at `s = t` it is the velocity.
+  MeanFlow's `u(z, r, t)` and Shortcut's `s(x, t, d = t - s)` are both this.
+  Labels as in `VelocityFn`.
+  """
+
+  def __call__(
+    self,
+    params: Params,
+    x: jax.Array,
+    t: jax.Array,
+    s: jax.Array,
+    **label: jax.Array,
+  ) -> jax.Array: ...
+
+
+class Pairs(NamedTuple):
+  """Noise matched with data: what every flow loss trains on.
+
+  Attributes:
+    noise: `[B, ...]` float, the path's end at `t = 1`.
+    data: `[B, ...]` float, the path's end at `t = 0`.
+    label: `[B]` int32, or None.
+  """
+
+  noise: jax.Array
+  data: jax.Array
+  label: jax.Array | None = None
+
+
 class Rollout(NamedTuple):
   """Simulated paths, seen from their data end.
 
@@ -144,6 +188,18 @@ class ConstrainedTarget(NamedTuple):
   observables: Callable[[jax.Array], dict[str, jax.Array]] = lambda x: {}
   exact: Callable[[], dict[str, float]] = dict
   sample: Callable[[jax.Array, int], jax.Array] | None = None
+
+
+class Kernel(NamedTuple):
+  """An iteration as two pure functions: a chain's, a solver's.
+
+  Attributes:
+    init: `init(position) -> state`.
+    step: `step(key, state) -> (state, info)`.
+  """
+
+  init: Callable[..., Any]
+  step: Callable[..., tuple[Any, Any]]
 
 
 class Method(NamedTuple):

@@ -1,5 +1,6 @@
 """Langevin sampling under equality and inequality constraints."""
 
+from jdiff.core.types import Kernel
 from jdiff.langevin.baselines import (
   constrained_hmc,
   mala,
@@ -8,7 +9,7 @@ from jdiff.langevin.baselines import (
   ula,
 )
 from jdiff.langevin.constraints import conditioned, newton_retract, stack
-from jdiff.langevin.kernel import Kernel, State, Status, Summary, run_chains
+from jdiff.langevin.kernel import State, Status, Summary, run_chains
 from jdiff.langevin.landing import OLLAInfo, auto_epsilon, olla
 
 __all__ = [

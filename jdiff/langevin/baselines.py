@@ -17,9 +17,10 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from jdiff.core import carries, checks
+from jdiff.core.types import Kernel
 from jdiff.langevin import constraints as constraints_lib
 from jdiff.langevin import kernel as kernel_lib
-from jdiff.langevin.kernel import Kernel, State
+from jdiff.langevin.kernel import State
 
 Potential = Callable[[Any], jax.Array]
 

@@ -6,7 +6,6 @@ minus a log-density.
 """
 
 import enum
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,18 +14,7 @@ from jax import lax
 
 from jdiff.core import carries, checks
 from jdiff.core import keys as keys_lib
-
-
-class Kernel(NamedTuple):
-  """A Markov kernel of one chain.
-
-  Attributes:
-    init: `init(position) -> state`.
-    step: `step(key, state) -> (state, info)`.
-  """
-
-  init: Callable[..., Any]
-  step: Callable[..., tuple[Any, Any]]
+from jdiff.core.types import Kernel
 
 
 class State(NamedTuple):

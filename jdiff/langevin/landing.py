@@ -25,9 +25,10 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from jdiff.core import checks
+from jdiff.core.types import Kernel
 from jdiff.langevin import constraints as constraints_lib
 from jdiff.langevin import kernel as kernel_lib
-from jdiff.langevin.kernel import Kernel, State
+from jdiff.langevin.kernel import State
 
 # Roots of the excess mass of the boundary layer, by landing: see `repulsion`.
 _LANDING = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 1.9, 2.0)

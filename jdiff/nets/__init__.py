@@ -3,9 +3,11 @@
 `jdiff.nets.interop` is imported on its own, since it needs `flax.nnx`.
 """
 
+from jdiff.nets.dit import dit
 from jdiff.nets.local import local
 from jdiff.nets.mlp import mlp
 from jdiff.nets.network import Network
 from jdiff.nets.transformer import transformer
+from jdiff.nets.velocity import velocity_mlp
 
-__all__ = ["Network", "local", "mlp", "transformer"]
+__all__ = ["Network", "dit", "local", "mlp", "transformer", "velocity_mlp"]

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 
@@ -109,23 +108,6 @@ def transformer(
   return embed.as_network(module, length)
 
 
-def rotary_angles(grid: tuple[int, ...], head_size: int) -> np.ndarray:
-  """Angles `[L, head_size / 2]`, the pairs split evenly over the grid's axes.
-
-  Args:
-    grid: Sizes of the axes, row-major; `(L,)` for a sequence.
-    head_size: Features a head, a multiple of `2 * len(grid)`.
-  """
-  num_pairs = head_size // 2 // len(grid)
-  # The slowest pair turns once in about 60,000 sites on a sequence; an axis of
-  # a grid is short, and a base of 100 keeps its slow pairs telling.
-  base = 1e4 if len(grid) == 1 else 1e2
-  frequency = base ** (-np.arange(num_pairs) / num_pairs)
-  sites = np.indices(grid).reshape(len(grid), -1)
-  angles = sites[:, :, None] * frequency
-  return np.concatenate(list(angles), axis=-1).astype(np.float32)
-
-
 def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
   """Turns the pairs `(i, i + d/2)` of `x [B, L, H, d]` by `angles [L, d/2]`.
 
@@ -202,7 +184,7 @@ class _Transformer(nn.Module):
     if self.remat:
       # Inside a scan there is no common subexpression to guard against.
       block = nn.remat(_Block, prevent_cse=False)
-    angles = rotary_angles(self.grid, self.width // self.num_heads)
+    angles = embed.rotary_angles(self.grid, self.width // self.num_heads)
     x, _ = nn.scan(
       block,
       variable_axes={"params": 0},

@@ -1,6 +1,7 @@
 """Schedules: how much noise at which time."""
 
-from jdiff.schedules import masking
+from jdiff.schedules import gaussian, grids, masking
+from jdiff.schedules.gaussian import GaussianSchedule
 from jdiff.schedules.masking import MaskSchedule
 
-__all__ = ["MaskSchedule", "masking"]
+__all__ = ["GaussianSchedule", "MaskSchedule", "gaussian", "grids", "masking"]

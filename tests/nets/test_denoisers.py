@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jdiff import nets
+from jdiff.nets import embed
 
 # The package names its function like the module.
 transformer = importlib.import_module("jdiff.nets.transformer")
@@ -86,6 +87,15 @@ def test_sites_answer_as_the_whole_canvas_does(name):
   np.testing.assert_allclose(traced, full[:, shared], rtol=1e-5, atol=1e-6)
   wanted = jnp.take_along_axis(full, own[..., None], axis=1)
   np.testing.assert_allclose(each, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_known_sites_may_be_closed_over():
+  network, params, _ = make("mlp")
+  sites = jnp.array([4, 0])  # known, but not NumPy's
+  answer = jax.eval_shape(
+    lambda *x: network.apply(params, *x, sites), *inputs()
+  )
+  assert answer.shape == (BATCH, 2, NUM_TOKENS)
 
 
 @ALL
@@ -190,7 +200,7 @@ def test_depth_costs_no_compilation():
 
 @pytest.mark.parametrize("grid", [(12,), (3, 4)])
 def test_rotary_scores_depend_on_displacement_alone(grid):
-  angles = transformer.rotary_angles(grid, 8)
+  angles = embed.rotary_angles(grid, 8)
   assert angles.shape == (12, 4)
   q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
   rotate = transformer.rotate
@@ -215,7 +225,7 @@ def test_rotary_scores_depend_on_displacement_alone(grid):
 
 def test_rotation_keeps_norms_and_the_origin():
   x = jax.random.normal(jax.random.key(0), (2, 6, 2, 8))
-  turned = transformer.rotate(x, transformer.rotary_angles((2, 3), 8))
+  turned = transformer.rotate(x, embed.rotary_angles((2, 3), 8))
   np.testing.assert_allclose(turned[:, 0], x[:, 0], rtol=1e-6)
   np.testing.assert_allclose(
     jnp.linalg.norm(turned, axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-5
@@ -227,7 +237,7 @@ def test_positions_alone_tell_sites_apart(turned, monkeypatch):
   network, params, _ = make("grid")
   if not turned:
     monkeypatch.setattr(
-      transformer, "rotary_angles", lambda *_: np.zeros((LENGTH, 4), np.float32)
+      embed, "rotary_angles", lambda *_: np.zeros((LENGTH, 4), np.float32)
     )
   apply = jax.jit(lambda *x: network.apply(*x))  # traced after the patch
   tokens, t = inputs()
@@ -238,7 +248,7 @@ def test_positions_alone_tell_sites_apart(turned, monkeypatch):
 
 
 def test_grid_is_row_major():
-  angles = transformer.rotary_angles((3, 4), 16).reshape(3, 4, 8)
+  angles = embed.rotary_angles((3, 4), 16).reshape(3, 4, 8)
   # Sites of a row share the first half of the angles, of a column the second.
   rows, columns = np.split(angles, 2, axis=-1)
   assert np.ptp(rows, axis=1).max() == 0 and np.ptp(columns, axis=0).max() == 0

@@ -1,0 +1,51 @@
+"""Gaussian processes: interpolants, samplers, exact-kernel rollouts."""
+
+from jdiff.sde import vp
+from jdiff.sde.interpolants import (
+  Point,
+  denoised_from_velocity,
+  interpolate,
+  noise_from_velocity,
+  score_from_velocity,
+  velocity_from_score,
+)
+from jdiff.sde.samplers import (
+  Samples,
+  Straightness,
+  guided,
+  sample_flow_map,
+  sample_ode,
+  sample_sde,
+  straightness,
+)
+from jdiff.sde.vp import (
+  Bridge,
+  bridge,
+  path_log_ratio,
+  reference_log_prob,
+  rollout,
+  rollout_path,
+)
+
+__all__ = [
+  "Bridge",
+  "Point",
+  "Samples",
+  "Straightness",
+  "bridge",
+  "denoised_from_velocity",
+  "guided",
+  "interpolate",
+  "noise_from_velocity",
+  "path_log_ratio",
+  "reference_log_prob",
+  "rollout",
+  "rollout_path",
+  "sample_flow_map",
+  "sample_ode",
+  "sample_sde",
+  "score_from_velocity",
+  "straightness",
+  "velocity_from_score",
+  "vp",
+]
