@@ -148,6 +148,96 @@ def estimates(path, history, exact):
   _save(figure, path)
 
 
+def losses(path, history):
+  """The training loss, and distances to data by number of steps."""
+  figure, axes = plt.subplots(1, 2, figsize=(8, 3.2))
+  rows = [(r["step"], r["loss"]) for r in history if r.get("loss") is not None]
+  if rows:
+    axes[0].plot(*zip(*rows, strict=True))
+  axes[0].set_title("loss")
+  axes[0].set_yscale("log")
+  names = dict.fromkeys(
+    name for record in history for name in record if "_nfe" in name
+  )
+  for name in names:
+    rows = [(r["step"], r[name]) for r in history if r.get(name) is not None]
+    axes[1].plot(*zip(*rows, strict=True), "o-", ms=3, label=name[5:])
+  if names:
+    axes[1].set_title("distance to data")
+    axes[1].set_yscale("log")
+    axes[1].legend()
+  for axis in axes:
+    axis.set_xlabel("step")
+  _save(figure, path)
+
+
+def images(path, panels):
+  """Rows of pictures in `[-1, 1]`: `{label: [n, H, W, C]}`."""
+  columns = min(len(p) for p in panels.values())
+  figure, axes = plt.subplots(
+    len(panels), columns, figsize=(0.6 * columns, 0.7 * len(panels))
+  )
+  for row, (label, pictures) in zip(axes, panels.items(), strict=True):
+    for axis, picture in zip(row, pictures[:columns], strict=True):
+      shown = np.clip(0.5 * (np.asarray(picture) + 1), 0, 1)
+      axis.imshow(shown.squeeze(), cmap="gray", vmin=0, vmax=1)
+      axis.set_xticks([])
+      axis.set_yticks([])
+    row[0].set_ylabel(label, rotation=0, ha="right", va="center")
+  _save(figure, path)
+
+
+def points(path, panels):
+  """Point clouds in the plane, one panel each: `{label: [n, 2]}`."""
+  figure, axes = plt.subplots(
+    1, len(panels), figsize=(2.4 * len(panels), 2.6), squeeze=False
+  )
+  first = np.asarray(next(iter(panels.values())))
+  low, high = 1.2 * first.min(), 1.2 * first.max()
+  for axis, (label, x) in zip(axes[0], panels.items(), strict=True):
+    axis.plot(*np.asarray(x).T, ".", ms=1, alpha=0.5)
+    axis.set_title(label)
+    axis.set_xlim(low, high)
+    axis.set_ylim(low, high)
+    axis.set_aspect("equal")
+  _save(figure, path)
+
+
+def paths(path, trajectories):
+  """Paths `[K + 1, n, 2]` from noise (black) to data."""
+  figure, axis = plt.subplots(figsize=(4, 4))
+  trajectories = np.asarray(trajectories)
+  axis.plot(trajectories[..., 0], trajectories[..., 1], "C0-", lw=0.4)
+  axis.plot(*trajectories[0].T, "k.", ms=2)
+  axis.plot(*trajectories[-1].T, "C1.", ms=3)
+  axis.set_aspect("equal")
+  _save(figure, path)
+
+
+def cells(path, targets, assign):
+  """Laguerre cells in the plane of the noise.
+
+  Args:
+    path: File to write.
+    targets: `[M, 2]` points.
+    assign: `[n, 2] -> [n]`, the cell of each noise vector.
+  """
+  axis_values = np.linspace(-3, 3, 300)
+  grid = np.stack(np.meshgrid(axis_values, axis_values), axis=-1)
+  index = np.asarray(assign(jnp.asarray(grid.reshape(-1, 2), jnp.float32)))
+  colours = np.random.default_rng(0).uniform(0.25, 1, (len(targets), 3))
+  figure, axes = plt.subplots(1, 2, figsize=(8, 4))
+  axes[0].imshow(
+    colours[index].reshape(300, 300, 3), origin="lower", extent=(-3, 3, -3, 3)
+  )
+  axes[0].set_title("cells of the noise")
+  axes[1].scatter(*np.asarray(targets).T, c=colours, s=6)
+  axes[1].set_title("points, in their cells' colours")
+  for axis in axes:
+    axis.set_aspect("equal")
+  _save(figure, path)
+
+
 def _save(figure, path):
   figure.tight_layout()
   figure.savefig(path, dpi=120)

@@ -1,5 +1,21 @@
 """Methods: losses and update rules, one module a paper."""
 
-from jdiff.methods import mdns, wdce
+from jdiff.methods import (
+  consistency,
+  flow_matching,
+  mdns,
+  meanflow,
+  score_matching,
+  shortcut,
+  wdce,
+)
 
-__all__ = ["mdns", "wdce"]
+__all__ = [
+  "consistency",
+  "flow_matching",
+  "mdns",
+  "meanflow",
+  "score_matching",
+  "shortcut",
+  "wdce",
+]

@@ -1,0 +1,1 @@
+"""Flows trained on pairs from optimal transport, and on other pairs."""
