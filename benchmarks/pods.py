@@ -1,13 +1,18 @@
 """Compiles the pod variants for TPU slices that this machine does not have.
 
-  python -m benchmarks.pods [topology]        # needs the extra "plan"
+  python -m benchmarks.pods [topology [system ...]]   # needs the extra "plan"
+
+Systems: mdns, alignflow (or one of its sets), solve (the semi-discrete dual of
+ImageNet's latents).
 
 Prints bytes a chip of one training step, as XLA's memory analysis has them. No
 time is measured, and a step that does not fit fails to compile.
 """
 
+import functools
 import os
 import sys
+import tempfile
 import time
 
 os.environ.update(
@@ -19,45 +24,137 @@ os.environ.update(
 
 # libtpu reads the variables above when jax is imported.
 import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
+from jax.sharding import PartitionSpec as P  # noqa: E402
 
+from experiments.alignflow import (  # noqa: E402
+  checkerboard,
+  cifar10,
+  digits,
+  imagenet_latents,
+  mnist,
+)
+from experiments.alignflow import experiment as alignflow  # noqa: E402
+from experiments.common import data as data_lib  # noqa: E402
 from experiments.mdns import ising, potts  # noqa: E402
-from jdiff import training  # noqa: E402
+from jdiff import ot, training  # noqa: E402
 
-MODULES = (ising, potts)
+FLOWS = {
+  "checkerboard": checkerboard,
+  "digits": digits,
+  "mnist": mnist,
+  "cifar10": cifar10,
+  "imagenet_latents": imagenet_latents,
+}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all")
 
 
-def main(topology):
+def mdns(devices):
+  for module in (ising, potts):
+    config = module.get_config("pod")
+    train_step(config, training.build(config), devices)
+
+
+def alignflow_steps(devices, names=tuple(FLOWS)):
+  for name in names:
+    module = FLOWS[name]
+    config = module.get_config("pod")
+    # Rows are stand-ins and their dual is rough: shapes are all that counts.
+    config.coupling.samples_per_point = 100
+    with tempfile.TemporaryDirectory() as folder:
+      if config.coupling.table:
+        config.coupling.table = f"{folder}/pairs.npz"
+        config.coupling.pairs_per_point = 1
+      dataset = data_lib.stand_in(config.data.name)
+      built = alignflow.build(config, dataset)
+      batch = built.batches(0) if built.batches else None
+    train_step(config, built, devices, batch)
+
+
+def train_step(config, experiment, devices, batch=None):
+  mesh = training.make_mesh(config.mesh.data, config.mesh.fsdp, devices=devices)
+  program = training.compile_experiment(experiment, mesh)
+  with jax.set_mesh(mesh):
+    state = jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      program.abstract,
+      program.shardings,
+    )
+    batch = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(
+        x.shape,
+        x.dtype,
+        sharding=jax.sharding.NamedSharding(
+          mesh, training.sharding.batch_spec(x, mesh)
+        ),
+      ),
+      batch,
+    )
+    describe(f"{config.name} pod", program.step.lower(state, batch))
+
+
+def solve(devices):
+  """100 steps for 1.28M latents, points over 8 chips and noise over 2."""
+  mesh = jax.sharding.Mesh(np.array(devices).reshape(-1, 8), ("rows", "points"))
+  shape = (1_281_168, 4096)
+  batch_size = 4096
+
+  def local(key, points):
+    solution = ot.solve(
+      key,
+      points,
+      num_samples=shape[0] + batch_size,
+      batch_size=batch_size,
+      num_eval=batch_size,
+      axis_name="points",
+      rows_axis_name="rows",
+    )
+    return solution.bias, solution.marginal_error
+
+  split = jax.shard_map(
+    local,
+    mesh=mesh,
+    in_specs=(P(), P("points")),
+    out_specs=(P("points"), P()),
+    check_vma=False,
+  )
+  where = jax.sharding.NamedSharding(mesh, P("points"))
+  points = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where)
+  key = jax.eval_shape(jax.random.key, 0)
+  describe("dual of 1.28M x 4096 float32", jax.jit(split).lower(key, points))
+
+
+def describe(name, lowered):
+  start = time.perf_counter()
+  compiled = lowered.compile()
+  seconds = time.perf_counter() - start
+  memory, text = compiled.memory_analysis(), compiled.as_text()
+  counts = {op: text.count(f"{op}(") for op in COLLECTIVES}
+  print(
+    f"{name}: arguments {memory.argument_size_in_bytes / 2**30:.3f} GiB and "
+    f"temporaries {memory.temp_size_in_bytes / 2**30:.2f} GiB a chip, "
+    + ", ".join(f"{n} {op}" for op, n in counts.items() if n)
+    + f"; compiled in {seconds:.0f} s",
+    flush=True,
+  )
+
+
+SYSTEMS = {"mdns": mdns, "alignflow": alignflow_steps, "solve": solve}
+SYSTEMS |= {
+  name: functools.partial(alignflow_steps, names=(name,)) for name in FLOWS
+}
+
+
+def main(topology, names):
   devices = topologies.get_topology_desc(
     platform="tpu", topology_name=topology
   ).devices
-  for module in MODULES:
-    config = module.get_config("pod")
-    mesh = training.make_mesh(
-      config.mesh.data, config.mesh.fsdp, devices=devices
-    )
-    program = training.compile_experiment(training.build(config), mesh)
-    start = time.perf_counter()
-    with jax.set_mesh(mesh):
-      state = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        program.abstract,
-        program.shardings,
-      )
-      compiled = program.step.lower(state, None).compile()
-    seconds = time.perf_counter() - start
-    memory, text = compiled.memory_analysis(), compiled.as_text()
-    counts = {name: text.count(f"{name}(") for name in COLLECTIVES}
-    print(
-      f"{config.name} pod on {len(devices)} chips of {topology}: arguments "
-      f"{memory.argument_size_in_bytes / 2**30:.3f} GiB and temporaries "
-      f"{memory.temp_size_in_bytes / 2**30:.2f} GiB a chip, "
-      + ", ".join(f"{n} {name}" for name, n in counts.items() if n)
-      + f"; compiled in {seconds:.0f} s",
-      flush=True,
-    )
+  print(f"{len(devices)} chips of {topology}")
+  for name in names or ("mdns", "alignflow", "solve"):
+    SYSTEMS[name](devices)
 
 
 if __name__ == "__main__":
-  main(sys.argv[1] if len(sys.argv) > 1 else "v5e:4x4")
+  main(sys.argv[1] if len(sys.argv) > 1 else "v5e:4x4", sys.argv[2:])

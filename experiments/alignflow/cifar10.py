@@ -22,6 +22,7 @@ VARIANTS = {
     "batch_size": 2048,
     "num_steps": 50_000,
     "net.compute_dtype": "bfloat16",
+    "net.remat": True,
   },
 }
 

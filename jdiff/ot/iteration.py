@@ -24,7 +24,7 @@ from jax.scipy import stats
 from jdiff.core import checks
 from jdiff.core.types import Kernel
 from jdiff.core.weights import AxisName
-from jdiff.ot import laguerre
+from jdiff.ot import host, laguerre
 
 Source = Callable[[jax.Array, tuple[int, int]], jax.Array]
 """`(key, (B, D)) -> [B, D]` noise of mean zero and unit variance."""
@@ -82,32 +82,57 @@ class Cells(NamedTuple):
 
   def noise(self, key: jax.Array, batch_size: int) -> jax.Array:
     """`[B, D]` rows of this device; the same rows on any number of them."""
-    num = -(-batch_size // 2) if self.mirrored else batch_size
-    noise = self.source(key, (num, self.points.shape[1]))
-    if self.mirrored:
-      noise = jnp.concatenate([noise, -noise])[:batch_size]
-    if self.rows_axis_name is None:
-      return noise
-    parts = lax.axis_size(self.rows_axis_name)
-    if batch_size % parts:
-      raise ValueError(
-        f"batch_size must be a multiple of the {parts} devices that its rows "
-        f"are split over, got {batch_size}."
-      )
-    size = batch_size // parts
-    first = lax.axis_index(self.rows_axis_name) * size
-    return lax.dynamic_slice_in_dim(noise, first, size)
+    noise = self._draw(key, batch_size)
+    return jnp.concatenate([noise, -noise]) if self.mirrored else noise
 
   def mass(self, key: jax.Array, bias: jax.Array, batch_size: int) -> jax.Array:
     """`[M]` shares of fresh noise in the cells of `bias`."""
-    return laguerre.histogram(
-      self.noise(key, batch_size),
-      self.points,
-      self.drop_empty(bias),
-      chunk_size=self.chunk_size,
-      axis_name=self.axis_name,
-      rows_axis_name=self.rows_axis_name,
-    )
+    noise, bias = self._draw(key, batch_size), self.drop_empty(bias)
+
+    def anywhere(noise, bias):
+      if self.mirrored:
+        noise = jnp.concatenate([noise, -noise])
+      return laguerre.histogram(
+        noise,
+        self.points,
+        bias,
+        chunk_size=self.chunk_size,
+        axis_name=self.axis_name,
+        rows_axis_name=self.rows_axis_name,
+      )
+
+    if self.axis_name is not None or self.rows_axis_name is not None:
+      return anywhere(noise, bias)
+
+    def on_cpu(noise, bias):
+      return host.masses(
+        noise,
+        self.points,
+        bias,
+        mirrored=self.mirrored,
+        chunk_size=self.chunk_size,
+      )
+
+    return lax.platform_dependent(noise, bias, cpu=on_cpu, default=anywhere)
+
+  def _draw(self, key, batch_size):
+    """Noise of this device, without its mirror images."""
+    parts = 1
+    if self.rows_axis_name is not None:
+      parts = lax.axis_size(self.rows_axis_name)
+    unit = parts * (2 if self.mirrored else 1)
+    if batch_size % unit:
+      raise ValueError(
+        f"batch_size must be a multiple of {unit}, the devices that its rows "
+        f"are split over times two for mirrored noise, got {batch_size}."
+      )
+    num = batch_size // (2 if self.mirrored else 1)
+    noise = self.source(key, (num, self.points.shape[1]))
+    if parts == 1:
+      return noise
+    size = num // parts
+    first = lax.axis_index(self.rows_axis_name) * size
+    return lax.dynamic_slice_in_dim(noise, first, size)
 
   def drop_empty(self, bias: jax.Array) -> jax.Array:
     """`bias`, with `-inf` at points of weight zero."""

@@ -77,6 +77,7 @@ def solve(
       "shard_map."
     )
   batch_size = min(batch_size, max(num_points, 64))
+  batch_size += batch_size % 2  # mirrored noise comes in twos
   shares = np.array(SHARES) * (num_samples // batch_size)
   num_steps = jnp.asarray(np.maximum(shares, 1), jnp.int32)
   num_check = -(-CHECK_SAMPLES * num_points // batch_size)

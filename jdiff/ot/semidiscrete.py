@@ -90,7 +90,7 @@ def solve(
   """Finds the bias under which cell `j` has mass `weights[j]`.
 
   Equal points are solved as one and share its mass when they are paired; they
-  are looked for where the points are concrete, not under `jit`.
+  are looked for where the points are concrete. Under `jit` points must differ.
 
   Args:
     key: PRNG key; consumed.

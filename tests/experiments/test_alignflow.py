@@ -29,26 +29,6 @@ MODULES = {
 }
 
 
-def stand_in(config, num_rows=16):
-  """A few random rows in the shape of a config's data set."""
-  shape, classes = {
-    "checkerboard": ((2,), 0),
-    "digits": ((8, 8, 1), 10),
-    "mnist": ((28, 28, 1), 10),
-    "cifar10": ((32, 32, 3), 10),
-    "imagenet_latents": ((32, 32, 4), 1000),
-  }[config.data.name]
-  rng = np.random.default_rng(0)
-  labels = (np.arange(num_rows) % 2).astype(np.int32) if classes else None
-  return data_lib.Dataset(
-    config.data.name,
-    rng.normal(size=(num_rows, *shape)).astype(np.float32),
-    labels,
-    num_classes=classes,
-    image_shape=shape if len(shape) == 3 else None,
-  )
-
-
 @pytest.fixture(autouse=True)
 def few_samples(monkeypatch):
   """Duals of stand-ins need not be good."""
@@ -75,7 +55,7 @@ def test_every_variant_traces(module, tmp_path):
     if config.coupling.table:
       config.coupling.table = str(tmp_path / "table.npz")
       config.coupling.pairs_per_point = 2
-    built = experiment.build(config, stand_in(config))
+    built = experiment.build(config, data_lib.stand_in(config.data.name))
     program = program_lib.compile_experiment(built, mesh)
     with jax.set_mesh(mesh):
       batch = built.batches(0) if built.batches else None
