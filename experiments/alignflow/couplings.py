@@ -53,6 +53,11 @@ def make(config, dataset: data_lib.Dataset) -> Coupling:
     return Coupling(_independent(dataset), _rows(config, dataset))
   if kind == "minibatch":
     size = config.coupling.minibatch_size
+    if config.conditional:
+      raise ValueError(
+        "config.coupling.kind='minibatch' matches across labels, which skews "
+        "the noise of each; pass conditional=False, or kind='sdot'."
+      )
     if config.batch_size % size:
       raise ValueError(
         f"config.batch_size must be a multiple of coupling.minibatch_size, got "
@@ -159,18 +164,25 @@ def _table(config, dataset, path):
   """Rows by a stored table; the step draws their noise again."""
   path, shape = pathlib.Path(path), dataset.train.shape[1:]
   labels = dataset.train_labels if config.conditional else None
-  if not path.exists():
+  seed, size = config.coupling.seed, len(dataset.train)
+  wanted = config.coupling.pairs_per_point * size
+  flat = np.asarray(dataset.train[:], np.float32).reshape(size, -1)
+  if not path.exists() and not jax.process_index():
     path.parent.mkdir(parents=True, exist_ok=True)
-    flat = np.asarray(dataset.train[:], np.float32)
     solution = solve(config, flat, labels)
-    made = ot.table.make(
-      solution,
-      seed=config.coupling.seed,
-      num_pairs=config.coupling.pairs_per_point * len(flat),
-    )
+    made = ot.table.make(solution, seed=seed, num_pairs=wanted)
     ot.table.save(path, made)
-  points = np.asarray(dataset.train[:], np.float32)
-  table = ot.table.load(path, points.reshape(len(points), -1))
+  if jax.process_count() > 1:
+    # The others wait for the first; heavy and needed by pods alone.
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices("the table of pairs")
+  table = ot.table.load(path, flat, labels=labels)
+  if (table.seed, len(table.index)) != (seed, wanted):
+    raise ValueError(
+      f"{path} holds {len(table.index)} pairs of seed {table.seed}, and the "
+      f"config asks for {wanted} of seed {seed}; name another file."
+    )
   num_pairs = len(table.index)
 
   def batches(step):

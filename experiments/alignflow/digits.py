@@ -54,9 +54,9 @@ def _base():
   config = defaults.base("digits", test_share=0.0)
   defaults.dit(config, width=64, num_layers=4, num_heads=4)
   config.batch_size = 128
-  config.num_steps = 1500
+  config.num_steps = 1200
   config.learning_rate = 2e-3
   config.ema_decay = 0.99
   config.num_eval = 898  # two disjoint samples of the 1797
-  config.eval_every = 500
+  config.eval_every = 600
   return config

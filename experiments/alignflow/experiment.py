@@ -234,3 +234,11 @@ def _check(config) -> None:
     )
   for steps in config.eval_steps:
     checks.check_int("config.eval_steps", steps)
+    power = steps & (steps - 1) == 0
+    if config.loss == "shortcut" and (
+      not power or steps >= config.discrete_steps
+    ):
+      raise ValueError(
+        "config.eval_steps must be powers of two below discrete_steps="
+        f"{config.discrete_steps} for loss='shortcut', got {steps}."
+      )

@@ -30,8 +30,9 @@ class Reporter:
 
     `w2` (vectors) is exact between samples of `num_eval` points, `frechet`
     (images with labels) on the hidden layer of a classifier of the training
-    images. `_floor` is the same distance between two samples of the data: no
-    model can be told from the data below it.
+    images. `_floor` is the same distance between two samples of the data, the
+    noise of the measurement; where they are of the training rows, a model that
+    repeats those can come out below it.
     """
     real, other = self._real()
     name, distance = self._distance()
@@ -41,7 +42,8 @@ class Reporter:
       samples = training.fetch(self._generate(params, noise, label, steps))
       table[f"{name}_nfe{steps}"] = distance(samples, real)
     table["nfe"] = max(self.config.eval_steps)
-    if final:
+    # A consistency model knows jumps to data, no velocity.
+    if final and self.config.loss != "consistency":
       path, times = self._path(params, noise, label)
       lines = sde.straightness(path, times)
       for field, values in lines._asdict().items():
@@ -81,8 +83,9 @@ class Reporter:
       plots.images(directory / "samples.png", panels)
     elif planar:
       plots.points(directory / "samples.png", panels)
-      path, _ = self._path(params, noise, label)
-      plots.paths(directory / "paths.png", training.fetch(path)[:, :200])
+      if self.config.loss != "consistency":
+        path, _ = self._path(params, noise, label)
+        plots.paths(directory / "paths.png", training.fetch(path)[:, :200])
       if self.solution is not None and self.solution.classes is None:
         cells = functools.partial(ot.transport, solution=self.solution)
         points = np.asarray(self.solution.points)
@@ -158,7 +161,8 @@ class Reporter:
   def _real(self):
     """Two disjoint samples of the data: to compare with, and for the floor.
 
-    Test rows are not among those trained on; sets without them are split.
+    Fresh draws of a known law; else test rows, and training rows for the floor;
+    else two halves of the training rows.
     """
     num = self.config.num_eval
     if self.dataset.fresh is not None:
@@ -166,6 +170,10 @@ class Reporter:
       return tuple(np.asarray(x, np.float32) for x in draws)
     rng = np.random.default_rng(0)
     size = len(self.dataset.train)
+    if self.dataset.test is not None and len(self.dataset.test):
+      real = np.asarray(self.dataset.test[:num], np.float32)
+      rows = np.sort(rng.permutation(size)[: len(real)])
+      return real, np.asarray(self.dataset.train[rows], np.float32)
     order = rng.permutation(size)[: 2 * num]
     rows = np.asarray(self.dataset.train[np.sort(order)], np.float32)
     rows = rows[rng.permutation(len(rows))]

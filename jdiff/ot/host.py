@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jdiff.core import carries
+from jdiff.core import carries, checks
 from jdiff.ot import laguerre
 
 ROWS, LANES = 128, 64
@@ -36,7 +36,8 @@ def masses(
   """
   laguerre.check(noise, points, bias)
   num_rows, num_points = noise.shape[0], points.shape[0]
-  size = min(chunk_size or laguerre.CHUNK_SIZE, num_points)
+  size = laguerre.CHUNK_SIZE if chunk_size is None else chunk_size
+  size = min(checks.check_int("chunk_size", size), num_points)
   size = -(-size // LANES) * LANES
   num_chunks = -(-num_points // size)
   pad = num_chunks * size - num_points

@@ -117,10 +117,7 @@ class Cells(NamedTuple):
 
   def _draw(self, key, batch_size):
     """Noise of this device, without its mirror images."""
-    parts = 1
-    if self.rows_axis_name is not None:
-      parts = lax.axis_size(self.rows_axis_name)
-    unit = parts * (2 if self.mirrored else 1)
+    parts, unit = _size(self.rows_axis_name), self.unit()
     if batch_size % unit:
       raise ValueError(
         f"batch_size must be a multiple of {unit}, the devices that its rows "
@@ -134,6 +131,10 @@ class Cells(NamedTuple):
     first = lax.axis_index(self.rows_axis_name) * size
     return lax.dynamic_slice_in_dim(noise, first, size)
 
+  def unit(self) -> int:
+    """What batches must be a multiple of: row shards, and mirrored pairs."""
+    return _size(self.rows_axis_name) * (2 if self.mirrored else 1)
+
   def drop_empty(self, bias: jax.Array) -> jax.Array:
     """`bias`, with `-inf` at points of weight zero."""
     return jnp.where(self.weights > 0, bias, -jnp.inf)
@@ -145,6 +146,10 @@ class Cells(NamedTuple):
   def residual(self, mass: jax.Array) -> jax.Array:
     """`mass - weights`, zero at points of weight zero."""
     return jnp.where(self.weights > 0, mass - self.weights, 0)
+
+  def num_cells(self) -> jax.Array:
+    """Points of positive weight, over every device; float32."""
+    return self.sum((self.weights > 0).astype(jnp.float32))
 
   def num_points(self) -> int:
     """Points in all, over every device."""
@@ -298,16 +303,16 @@ def best_start(key: jax.Array, problem: Cells) -> jax.Array:
   if problem.points.shape[1] <= MAX_GAUSSIAN_DIM:
     candidates.append(gaussian_start(problem))
   stacked = jnp.stack(candidates)
-  batch_size = 1024
+  batch_size = problem.unit() * -(-1024 // problem.unit())
 
   def error(bias):
     def body(total, index):
       mass = problem.mass(jax.random.fold_in(key, index), bias, batch_size)
       return total + mass, None
 
-    num = START_SAMPLES // batch_size
+    num = max(START_SAMPLES // batch_size, 1)
     total, _ = lax.scan(body, jnp.zeros_like(bias), jnp.arange(num))
-    return problem.chi2(total / num, START_SAMPLES)
+    return problem.chi2(total / num, num * batch_size)
 
   return stacked[jnp.argmin(lax.map(error, stacked))]
 

@@ -52,14 +52,16 @@ def solve(
   *,
   num_samples: int,
   batch_size: int,
-) -> jax.Array:
-  """The bias after all phases, `[M]`.
+) -> tuple[jax.Array, int]:
+  """`(bias [M], samples drawn)` after all phases.
+
+  Beside `num_samples`, those that check the phases are drawn.
 
   Args:
     key: PRNG key; consumed.
     problem: From `iteration.cells`; not split over devices.
     bias: Start.
-    num_samples: Budget of noise vectors, over all phases.
+    num_samples: Budget of noise vectors, over the phases' steps.
     batch_size: Noise vectors a step.
 
   Raises:
@@ -79,7 +81,7 @@ def solve(
   batch_size = min(batch_size, max(num_points, 64))
   batch_size += batch_size % 2  # mirrored noise comes in twos
   shares = np.array(SHARES) * (num_samples // batch_size)
-  num_steps = jnp.asarray(np.maximum(shares, 1), jnp.int32)
+  num_steps = np.maximum(shares, 1).astype(np.int32)
   num_check = -(-CHECK_SAMPLES * num_points // batch_size)
   key_check, key_first, key_phases = jax.random.split(key, 3)
 
@@ -105,7 +107,9 @@ def solve(
         chunk_size=problem.chunk_size,
       )
       # A triangular kernel at zero, one-sided.
-      near = jnp.maximum(1 - top.gap / bandwidth, 0) / bandwidth
+      gaps = jnp.where(jnp.isfinite(top.gap), top.gap, 0)  # one point alone
+      width = jnp.maximum(bandwidth, 1e-12)
+      near = jnp.maximum(1 - top.gap / width, 0) / width
       weight = weight.at[top.index, top.second].add(near)
       mass = jnp.zeros(num_points).at[top.index].add(1 / batch_size)
       state = iteration.advance(
@@ -116,7 +120,7 @@ def solve(
         batch_size=batch_size,
         num_burn_in=num_burn_in,
       )
-      return state, weight, gap + top.gap.mean()
+      return state, weight, gap + gaps.mean()
 
     carry = (
       iteration.init(bias),
@@ -158,20 +162,21 @@ def solve(
   def stay(residual):
     return jnp.zeros_like(residual)
 
-  num_first = jnp.maximum(num_check, num_steps[0])
+  num_first = int(max(num_check, num_steps[0]))
   _, _, gap = steps(key_first, bias, jnp.inf, jnp.int32(1), stay)
-  _, weight, gap = steps(key_first, bias, 0.5 * gap, num_first, stay)
+  _, weight, gap = steps(key_first, bias, 0.5 * gap, jnp.int32(num_first), stay)
   state = _State(bias, weight, gap, jnp.float32(FIRST_DAMPING), error(bias))
   keys = jax.random.split(key_phases, len(SHARES))
-  state, _ = lax.scan(phase, state, (keys, num_steps))
-  return state.bias
+  state, _ = lax.scan(phase, state, (keys, jnp.asarray(num_steps)))
+  drawn = num_steps.sum() + 1 + num_first + (len(SHARES) + 1) * num_check
+  return state.bias, int(drawn) * batch_size
 
 
 def _inverse(weight, damping, problem):
   """Solves with the damped Laplacian of `W`."""
   degree = weight.sum(axis=1)
   # Points that were never among the best two still need a finite step.
-  floor = jnp.maximum(degree, 0.3 * degree.mean())
+  floor = jnp.maximum(degree, 0.3 * degree.mean()) + 1e-12
   matrix = jnp.diag(degree + damping * floor) - weight
   factor = linalg.cho_factor(matrix)
   kept = problem.weights > 0

@@ -54,7 +54,8 @@ def pair(
     solution: From `solve` or `solve_classes`.
     batch_size: `B`.
     label: `[B]` int32 classes to draw from, for a class-conditional solution;
-      by default drawn by the classes' weights.
+      by default drawn by the classes' weights. Every row is scored against
+      the points of all classes; `table.make` scores each against its own.
     start: Index of the first pair, under one key.
     source: The noise that was solved for.
     chunk_size: See `laguerre.assign`.
@@ -63,71 +64,51 @@ def pair(
     ValueError: If labels are given to a solution without classes, or of
       another number of rows.
   """
-  drawn, _ = pair_with_gap(
-    key,
-    solution,
-    batch_size,
-    label=label,
-    start=start,
-    source=source,
-    chunk_size=chunk_size,
-  )
-  return drawn
-
-
-def pair_with_gap(
-  key: jax.Array,
-  solution: Solution,
-  batch_size: int,
-  *,
-  label: jax.Array | None = None,
-  start=0,
-  source: Source = standard_normal,
-  chunk_size: int | None = None,
-) -> tuple[Pairing, jax.Array]:
-  """`pair`, and by how much each point beat the next of its class, `[B]`."""
   checks.check_int("batch_size", batch_size)
-  if checks.is_concrete(solution) and not np.asarray(solution.converged).all():
-    worst = np.asarray(solution.tv).max()
-    warnings.warn(
-      "pairing with a bias that has not converged: the data's law is off by "
-      f"{worst:.3f} in total variation; solve with more samples, or rebalance "
-      "a stored table.",
-      stacklevel=2,
-    )
-  if label is not None:
-    if solution.classes is None:
-      raise ValueError(
-        "label needs a class-conditional solution; pass one of solve_classes."
-      )
-    checks.check_shape("label", label, (batch_size,))
+  warn_if_rough(solution)
+  _check_label(label, solution, batch_size)
   keys = keys_lib.per_example(key, batch_size, start)
-  dim = solution.points.shape[1]
-  noise = jax.vmap(lambda k: source(k, (1, dim))[0])(keys)
+  noise = draw_noise(keys, solution.points.shape[1], source)
   if solution.classes is None:
-    index, gap = laguerre.assign_with_gap(
+    index = laguerre.assign(
       noise, solution.points, solution.bias, chunk_size=chunk_size
     )
   else:
     if label is None:
       label = _draw_labels(keys, solution)
-    index, gap = _assign_classes(noise, solution, label, chunk_size)
-  if solution.twins is not None:
-    uniform = jax.vmap(jax.random.uniform)(keys_lib.fold(keys, 1))
-    index = duplicates.split(solution.twins, index, uniform)
-  return Pairing(noise, index), gap
+    index = _assign_classes(noise, solution, label, chunk_size)
+  return Pairing(noise, split_twins(keys, solution, index))
 
 
 def transport(
-  noise: jax.Array, solution: Solution, *, chunk_size: int | None = None
+  noise: jax.Array,
+  solution: Solution,
+  *,
+  label: jax.Array | None = None,
+  chunk_size: int | None = None,
 ) -> jax.Array:
   """The point of each given noise vector, `[B]` int32; twins are not split.
 
   The transport map is `points[transport(noise, solution)]`.
+
+  Args:
+    noise: `[B, D]`.
+    solution: From `solve` or `solve_classes`.
+    label: `[B]` int32, for a class-conditional solution.
+    chunk_size: See `laguerre.assign`.
+
+  Raises:
+    ValueError: If a class-conditional solution comes without labels, or
+      another with them.
   """
-  return laguerre.assign(
-    noise, solution.points, solution.bias, chunk_size=chunk_size
-  )
+  _check_label(label, solution, noise.shape[0])
+  if solution.classes is None:
+    return laguerre.assign(
+      noise, solution.points, solution.bias, chunk_size=chunk_size
+    )
+  if label is None:
+    raise ValueError("a class-conditional solution needs label, [B] int32.")
+  return _assign_classes(noise, solution, label, chunk_size)
 
 
 def minibatch(noise: np.ndarray, data: np.ndarray) -> np.ndarray:
@@ -146,6 +127,57 @@ def minibatch(noise: np.ndarray, data: np.ndarray) -> np.ndarray:
   return optimize.linear_sum_assignment(cost)[1].astype(np.int32)
 
 
+def warn_if_rough(solution: Solution) -> None:
+  """Warns, where values are known, that a solution has not converged."""
+  if checks.is_concrete(solution) and not np.asarray(solution.converged).all():
+    worst = np.asarray(solution.tv).max()
+    warnings.warn(
+      "pairing with a bias that has not converged: the data's law is off by "
+      f"{worst:.3f} in total variation; solve with more samples, or rebalance "
+      "a stored table.",
+      stacklevel=3,
+    )
+
+
+def draw_noise(keys: jax.Array, dim: int, source: Source) -> jax.Array:
+  """`[B, D]`: row `i` from key `i` alone."""
+  return jax.vmap(lambda k: source(k, (1, dim))[0])(keys)
+
+
+def split_twins(
+  keys: jax.Array, solution: Solution, index: jax.Array
+) -> jax.Array:
+  """One of each point's equals, by the rows' keys."""
+  if solution.twins is None:
+    return index
+  uniform = jax.vmap(jax.random.uniform)(keys_lib.fold(keys, 1))
+  return duplicates.split(solution.twins, index, uniform)
+
+
+def assign_class(
+  noise: jax.Array,
+  solution: Solution,
+  member: jax.Array,
+  chunk_size: int | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """`(index [B], gap [B])` among the points of one row of `classes`."""
+  bias = jnp.where(member >= 0, solution.bias[member], -jnp.inf)
+  found, gap = laguerre.assign_with_gap(
+    noise, solution.points[member], bias, chunk_size=chunk_size
+  )
+  return member[found], gap
+
+
+def _check_label(label, solution, batch_size):
+  if label is None:
+    return
+  if solution.classes is None:
+    raise ValueError(
+      "label needs a class-conditional solution; pass one of solve_classes."
+    )
+  checks.check_shape("label", label, (batch_size,))
+
+
 def _draw_labels(keys, solution):
   members = solution.classes
   share = jnp.where(members >= 0, solution.weights[members], 0).sum(axis=1)
@@ -154,19 +186,13 @@ def _draw_labels(keys, solution):
 
 
 def _assign_classes(noise, solution, label, chunk_size):
-  """Streams the classes: every row sees one of them, all are read once."""
+  """Streams the classes: every row keeps what it found in its own."""
 
   def body(carry, member):
-    index, gap, number = carry
-    bias = jnp.where(member >= 0, solution.bias[member], -jnp.inf)
-    found, margin = laguerre.assign_with_gap(
-      noise, solution.points[member], bias, chunk_size=chunk_size
-    )
-    mine = label == number
-    index = jnp.where(mine, member[found], index)
-    return (index, jnp.where(mine, margin, gap), number + 1), None
+    index, number = carry
+    found, _ = assign_class(noise, solution, member, chunk_size)
+    return (jnp.where(label == number, found, index), number + 1), None
 
-  empty = jnp.zeros_like(label), jnp.zeros(label.shape, jnp.float32)
-  carry = (empty[0].astype(jnp.int32), empty[1], jnp.int32(0))
-  (index, gap, _), _ = lax.scan(body, carry, solution.classes)
-  return index, gap
+  carry = jnp.zeros(noise.shape[0], jnp.int32), jnp.int32(0)
+  (index, _), _ = lax.scan(body, carry, solution.classes)
+  return index

@@ -43,8 +43,10 @@ class Solution(NamedTuple):
     tv: Total variation `sum_j |p_j - nu_j| / 2` that this error implies for
       Gaussian deviations, `0.4 sqrt(marginal_error)`.
     floor: What an efficient estimator from as many samples would have,
-      `(M - 1) / num_averaged`; infinite if no step was made.
-    converged: Whether the error is at most `max(tolerance, 2 floor)`, and at
+      `(M - 1) / num_averaged`, without points of weight zero; infinite if no
+      step was made.
+    converged: Whether steps were made and the error is at most
+      `max(tolerance, 2 floor)` up to two of its standard deviations, and at
       most 0.1.
     num_samples: Noise vectors that the iteration used.
     twins: Points that are equal, or None if there are none or they were not
@@ -81,7 +83,7 @@ def solve(
   mirrored: bool | None = None,
   method: Literal["auto", "averaged", "newton"] = "auto",
   init: jax.Array | None = None,
-  num_eval: int = 2**17,
+  num_eval: int | None = None,
   tolerance: float = 1e-3,
   chunk_size: int | None = None,
   axis_name: AxisName = None,
@@ -108,7 +110,8 @@ def solve(
     method: "averaged", with a diagonal preconditioner; "newton", for low
       dimension; "auto" takes "newton" up to 4 dimensions and 4096 points.
     init: `[M]` bias to start from, for a warm start.
-    num_eval: Fresh noise vectors for `marginal_error`.
+    num_eval: Fresh noise vectors for `marginal_error`; by default 2^17, or 16
+      a point if that is more.
     tolerance: On `marginal_error`, for `converged`.
     chunk_size: See `laguerre.assign`.
     axis_name: Mesh axis that the points are split over, inside `shard_map`.
@@ -123,6 +126,7 @@ def solve(
   checks.check_int("number of points", num_points, 2)
   checks.check_int("num_samples", num_samples)
   checks.check_int("batch_size", batch_size)
+  num_eval = max(2**17, 16 * num_points) if num_eval is None else num_eval
   checks.check_int("num_eval", num_eval, 2)
   if method not in ("auto", "averaged", "newton"):
     raise ValueError(
@@ -132,7 +136,7 @@ def solve(
   same = None
   merged = nu
   if axis_name is None and checks.is_concrete(points, nu):
-    same = duplicates.find(np.asarray(points), np.asarray(nu))
+    same = duplicates.find(np.asarray(points, np.float32), np.asarray(nu))
     if same is not None:
       merged = jnp.asarray(same.merged)
   if init is not None:
@@ -144,8 +148,8 @@ def solve(
   if num_samples < max(num_points, batch_size):
     warnings.warn(
       f"num_samples={num_samples} is less than the {num_points} points or one "
-      f"batch of {batch_size}: steps would make the closed-form start worse, "
-      "and it is returned.",
+      f"batch of {batch_size}: steps would make the start worse, and it is "
+      "returned, not converged.",
       stacklevel=2,
     )
     num_samples = 0
@@ -220,7 +224,7 @@ def _solve(
     bias = jnp.where(jnp.isfinite(init), init, 0).astype(jnp.float32)
   num_averaged = 0.0
   if num_samples and method == "newton":
-    bias = newton.solve(
+    bias, num_drawn = newton.solve(
       key_steps,
       problem,
       bias,
@@ -228,6 +232,7 @@ def _solve(
       batch_size=batch_size,
     )
     num_averaged = newton.AVERAGED_SHARE * num_samples
+    num_samples = num_drawn
   elif num_samples:
     num_steps = num_samples // batch_size
     num_burn_in = num_steps // 5
@@ -244,16 +249,17 @@ def _solve(
     num_samples = num_steps * batch_size
   bias = problem.drop_empty(bias - problem.sum(weights * bias))
   error = _marginal_error(key_eval, problem, bias, num_eval, batch_size)
-  num_points = problem.num_points()
-  floor = (num_points - 1) / num_averaged if num_averaged else jnp.inf
+  num_cells = problem.num_cells()
+  floor = (num_cells - 1) / num_averaged if num_averaged else jnp.inf
+  floor = jnp.float32(floor)
   return Solution(
     jnp.asarray(points, jnp.float32),
     weights,
     bias,
     error,
     _tv(error),
-    jnp.float32(floor),
-    _is_converged(error, floor, tolerance),
+    floor,
+    _is_converged(error, floor, tolerance, (2 * num_cells) ** 0.5 / num_eval),
     jnp.int32(num_samples),
   )
 
@@ -303,7 +309,11 @@ def solve_classes(
   same = None
   merged = nu
   if checks.is_concrete(points, nu):
-    same = duplicates.find(np.asarray(points), np.asarray(nu), labels)
+    if (np.bincount(labels, weights=np.asarray(nu)) <= 0).any():
+      raise ValueError("every class needs a point of positive weight.")
+    same = duplicates.find(
+      np.asarray(points, np.float32), np.asarray(nu), labels
+    )
     merged = nu if same is None else jnp.asarray(same.merged)
   classes = np.full((len(counts), counts.max()), -1, np.int32)
   for label, count in enumerate(counts):
@@ -327,19 +337,14 @@ def solve_classes(
   bias = bias.at[spots].set(every.bias, mode="drop")
   if same is not None:
     bias = bias[same.first]
-  # Padding counts no points: the floor is that of the class's own.
-  floor = every.floor * jnp.asarray(
-    (counts - 1) / (counts.max() - 1), jnp.float32
-  )
-  tolerance = options.get("tolerance", 1e-3)
   return Solution(
     jnp.asarray(points, jnp.float32),
     nu,
     bias,
     every.marginal_error,
     every.tv,
-    floor,
-    _is_converged(every.marginal_error, floor, tolerance),
+    every.floor,
+    every.converged,
     jnp.sum(every.num_samples),
     same,
     members,
@@ -392,9 +397,11 @@ def _tv(error):
   return 0.4 * jnp.sqrt(jnp.maximum(error, 0))
 
 
-def _is_converged(error, floor, tolerance):
-  bound = jnp.maximum(tolerance, 2 * jnp.where(jnp.isinf(floor), 0, floor))
-  return error <= jnp.minimum(bound, MAX_ERROR)
+def _is_converged(error, floor, tolerance, deviation):
+  bound = jnp.maximum(tolerance, 2 * floor) + 2 * deviation
+  # An error near -1 is that of masses that are all zero.
+  sound = jnp.isfinite(error) & jnp.isfinite(floor) & (error > -0.5)
+  return sound & (error <= jnp.minimum(bound, MAX_ERROR))
 
 
 def _weights(weights, local, num_points, axis_name):

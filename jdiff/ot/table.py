@@ -11,12 +11,11 @@ import pathlib
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jdiff.core import checks
 from jdiff.core import keys as keys_lib
-from jdiff.ot import marginals, pairing
+from jdiff.ot import laguerre, marginals, pairing
 from jdiff.ot.iteration import Source
 from jdiff.ot.semidiscrete import Solution, standard_normal
 
@@ -56,65 +55,60 @@ def make(
     batch_size: Pairs at a time.
     rebalanced: Whether every point is used exactly as often as its weight says
       (in its class): those pairs move whose point was the least clear choice.
-      Without it `pair` warns if the solution has not converged.
+      Without it there is a warning if the solution has not converged.
     source: The noise that was solved for.
     chunk_size: See `laguerre.assign`.
   """
   checks.check_int("num_pairs", num_pairs)
   checks.check_int("batch_size", batch_size)
   weights = np.asarray(solution.weights)
-  group, labels = None, None
+  dim = solution.points.shape[1]
+  group, quota, members = None, None, None
+  jobs = [(np.arange(num_pairs), None)]
   if solution.classes is not None:
     members = np.asarray(solution.classes)
-    group = np.zeros(len(weights), np.int32)
-    for label, member in enumerate(members):
-      group[member[member >= 0]] = label
+    group = _labels(solution)
     # Classes have exact shares too, in an order that tells nothing.
     none = np.zeros(len(weights), np.int64)
     quota = marginals.quotas(weights, num_pairs, none)
     share = np.bincount(group, weights=quota, minlength=len(members))
     labels = np.repeat(np.arange(len(members)), share.astype(np.int64))
-    labels = np.random.default_rng(seed).permutation(labels).astype(np.int32)
-
-  key = jax.random.key(seed)
-  # Tracing hides whether it converged; rebalancing makes that harmless.
-  hidden = solution
-  if rebalanced:
-    hidden = solution._replace(converged=jnp.ones_like(solution.converged))
+    labels = np.random.default_rng(seed).permutation(labels)
+    order = np.argsort(labels, kind="stable")
+    parts = np.split(order, np.cumsum(share.astype(np.int64))[:-1])
+    jobs = list(zip(parts, members, strict=True))
+  if not rebalanced:
+    pairing.warn_if_rough(solution)
 
   @jax.jit
-  def match(solution, label, start):
-    drawn, gap = pairing.pair_with_gap(
-      key,
-      solution,
-      batch_size,
-      label=label,
-      start=start,
-      source=source,
-      chunk_size=chunk_size,
-    )
-    return drawn.index, gap
+  def match(solution, pair_id, member):
+    keys = _keys(seed, pair_id)
+    drawn = pairing.draw_noise(keys, dim, source)
+    if member is None:
+      index, gap = laguerre.assign_with_gap(
+        drawn, solution.points, solution.bias, chunk_size=chunk_size
+      )
+    else:
+      index, gap = pairing.assign_class(drawn, solution, member, chunk_size)
+    return pairing.split_twins(keys, solution, index), gap
 
-  if not rebalanced:
-    _warn_once(hidden, source)
   index, gap = np.empty(num_pairs, np.int32), np.empty(num_pairs, np.float32)
-  for start in range(0, num_pairs, batch_size):
-    stop = min(start + batch_size, num_pairs)
-    some = None
-    if labels is not None:
-      some = np.resize(labels[start:stop], batch_size)
-    found = match(solution, some, np.uint32(start))
-    index[start:stop], gap[start:stop] = (
-      np.asarray(x)[: stop - start] for x in found
-    )
+  for ids, member in jobs:
+    for start in range(0, len(ids), batch_size):
+      some = ids[start : start + batch_size]
+      # Always of one size, or the last batch would compile anew.
+      padded = np.resize(some, batch_size).astype(np.uint32)
+      found = match(solution, padded, member)
+      index[some], gap[some] = (np.asarray(x)[: len(some)] for x in found)
   num_moved = 0
   if rebalanced:
-    if group is None:
+    if quota is None:
       count = np.bincount(index, minlength=len(weights))
       quota = marginals.quotas(weights, num_pairs, count)
     done = marginals.rebalance(index, quota, gap=gap, group=group)
     index, num_moved = np.asarray(done.index), int(done.num_moved)
-  return Table(index, seed, fingerprint(solution.points, seed), num_moved)
+  mark = fingerprint(solution.points, seed, labels=group, weights=weights)
+  return Table(index, seed, mark, num_moved)
 
 
 def noise(
@@ -132,17 +126,33 @@ def noise(
     dim: `D`.
     source: The noise that was solved for.
   """
-  key = jax.random.key(seed)
-  keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, pair_id)
-  return jax.vmap(lambda k: source(k, (1, dim))[0])(keys)
+  return pairing.draw_noise(_keys(seed, pair_id), dim, source)
 
 
-def fingerprint(points, seed: int) -> str:
-  """A hash of the points, and of the random bits that the noise comes from."""
+def fingerprint(
+  points,
+  seed: int,
+  *,
+  labels: np.ndarray | None = None,
+  weights: np.ndarray | None = None,
+) -> str:
+  """A hash of what was solved for, and of the bits that the noise is made of.
+
+  Args:
+    points: `[M, D]`, in the order and scale of the solution's.
+    seed: Of the noise.
+    labels: `[M]` integers of a class-conditional solution, else None.
+    weights: `[M]`; uniform by default.
+  """
   points = np.ascontiguousarray(points, np.float32)
+  if weights is None:
+    weights = np.full(len(points), np.float32(1 / len(points)))
   digest = hashlib.sha256()
   digest.update(f"{points.shape} float32 seed {seed}".encode())
   digest.update(points.tobytes())
+  digest.update(np.asarray(weights, np.float32).tobytes())
+  if labels is not None:
+    digest.update(np.asarray(labels, np.int32).tobytes())
   # Bits, not floats: normals differ in the last digit from chip to chip.
   keys = keys_lib.per_example(jax.random.key(seed), 4)
   bits = jax.vmap(lambda k: jax.random.bits(k, (8,)))(keys)
@@ -151,27 +161,39 @@ def fingerprint(points, seed: int) -> str:
 
 
 def save(path: str | os.PathLike, table: Table) -> None:
-  """Writes a table as `.npz`."""
-  np.savez(
-    pathlib.Path(path),
-    index=table.index,
-    seed=table.seed,
-    fingerprint=table.fingerprint,
-    num_moved=table.num_moved,
-  )
+  """Writes a table as NumPy's `.npz`, whole or not at all."""
+  path = pathlib.Path(path)
+  partial = path.with_name(f"{path.name}.partial")
+  with partial.open("wb") as file:
+    np.savez(
+      file,
+      index=table.index,
+      seed=table.seed,
+      fingerprint=table.fingerprint,
+      num_moved=table.num_moved,
+    )
+  partial.replace(path)
 
 
-def load(path: str | os.PathLike, points) -> Table:
+def load(
+  path: str | os.PathLike,
+  points,
+  *,
+  labels: np.ndarray | None = None,
+  weights: np.ndarray | None = None,
+) -> Table:
   """Reads a table that was made for these points.
 
   Args:
     path: A file of `save`.
-    points: `[M, D]`, in the order and scale of the solution's.
+    points: As for `fingerprint`; so are `labels` and `weights`.
+    labels: `[M]`, if each class was a problem of its own.
+    weights: `[M]`, if they were not uniform.
 
   Raises:
     FileNotFoundError: If there is no such file.
     ValueError: If the table was made for other points, another order or scale,
-      or another random number generator.
+      other classes or weights, or another random number generator.
   """
   with np.load(pathlib.Path(path), allow_pickle=False) as stored:
     table = Table(
@@ -180,14 +202,24 @@ def load(path: str | os.PathLike, points) -> Table:
       str(stored["fingerprint"]),
       int(stored["num_moved"]),
     )
-  if fingerprint(points, table.seed) != table.fingerprint:
+  mark = fingerprint(points, table.seed, labels=labels, weights=weights)
+  if mark != table.fingerprint:
     raise ValueError(
       f"the pairs in {path} were made for other data: points, their order or "
-      "scale, or JAX's random bits differ; make the table again."
+      "scale, classes, weights, or JAX's random bits differ; make the table "
+      "again."
     )
   return table
 
 
-def _warn_once(solution, source):
-  """The warning of `pair`, which a trace would hide."""
-  pairing.pair(jax.random.key(0), solution, 1, source=source)
+def _keys(seed, pair_id):
+  key = jax.random.key(seed)
+  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, pair_id)
+
+
+def _labels(solution):
+  """`[M]` int32 class of each point."""
+  labels = np.zeros(len(solution.weights), np.int32)
+  for label, member in enumerate(np.asarray(solution.classes)):
+    labels[member[member >= 0]] = label
+  return labels

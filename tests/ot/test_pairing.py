@@ -127,9 +127,33 @@ def test_a_rebalanced_table_is_exact(solution, classes):
   # Multinomial noise alone moves sqrt(M / (2 pi P)) of the pairs.
   share = made.num_moved / 1200
   assert 0.5 < share / (60 / (2 * np.pi * 1200)) ** 0.5 < 1.5
-  labels, conditional = classes
-  made = table.make(conditional, seed=1, num_pairs=480, batch_size=96)
-  assert (np.bincount(made.index, minlength=48) == 10).all()
+
+
+def test_a_table_of_classes(classes, tmp_path):
+  labels, solution = classes
+  made = table.make(solution, seed=1, num_pairs=4800, batch_size=256)
+  assert (np.bincount(made.index, minlength=48) == 100).all()
+  # Every point is the best of its class, but for those that were moved.
+  drawn = np.asarray(table.noise(1, jnp.arange(4800), 10))
+  own = labels[made.index]
+  best = ot.transport(jnp.asarray(drawn), solution, label=jnp.asarray(own))
+  assert (np.asarray(best) != made.index).sum() == made.num_moved < 480
+  # Noise of every class is the whole of the noise.
+  for label in range(3):
+    mean = drawn[own == label].mean(axis=0)
+    assert np.abs(mean).max() < 5 / (own == label).sum() ** 0.5
+  # Control: pairs that cross classes do not have that.
+  free = np.asarray(
+    ot.transport(drawn, solution._replace(classes=None, bias=solution.bias))
+  )
+  skewed = drawn[labels[free] == 2].mean(axis=0)
+  assert np.abs(skewed).max() > 5 / max((labels[free] == 2).sum(), 1) ** 0.5
+  path = tmp_path / "pairs"
+  table.save(path, made)
+  table.load(path, solution.points, labels=labels)
+  for other in (None, labels[::-1]):
+    with pytest.raises(ValueError, match="made for other data"):
+      table.load(path, solution.points, labels=other)
 
 
 def test_a_table_knows_its_data(solution, tmp_path):
@@ -179,6 +203,8 @@ def test_minibatch_is_the_best_permutation():
 def test_bad_arguments(solution, classes):
   with pytest.raises(ValueError, match="label needs a class-conditional"):
     ot.pair(jax.random.key(0), solution, 4, label=jnp.zeros(4, jnp.int32))
+  with pytest.raises(ValueError, match="solution needs label"):
+    ot.transport(jnp.zeros((4, 10)), classes[1])
   with pytest.raises(ValueError, match=r"label must have shape \[4\]"):
     ot.pair(jax.random.key(0), classes[1], 4, label=jnp.zeros(3, jnp.int32))
   points = jnp.zeros((4, 2)).at[:, 0].set(jnp.arange(4))

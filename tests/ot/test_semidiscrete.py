@@ -90,6 +90,40 @@ def test_too_few_samples_return_the_start():
     solution.bias, start - start.mean(), rtol=1e-4, atol=1e-3
   )
   assert solution.num_samples == 0 and not bool(solution.converged)
+  # Where the start is right too: no step, no claim.
+  with pytest.warns(UserWarning, match="returned, not converged"):
+    solution = solve(np.eye(2), num_samples=1)
+  assert not bool(solution.converged)
+  assert abs(float(solution.marginal_error)) < 0.01
+
+
+def test_one_point_alone():
+  # No other cell to balance: whatever has weight has everything.
+  for weights in (np.array([1.0, 0, 0]), None):
+    points = np.eye(3, 2) if weights is not None else np.ones((3, 2))
+    solution = solve(points, weights=weights, num_samples=4096)
+    eager = ot.solve(
+      jax.random.key(0),
+      jnp.asarray(points, jnp.float32),
+      weights=weights,
+      num_samples=4096,
+      num_eval=2**12,
+    )
+    assert np.isfinite(float(eager.bias[0]))
+    index = np.asarray(ot.pair(jax.random.key(1), eager, 64).index)
+    if weights is not None:
+      assert np.isfinite(float(solution.bias[0])) and (index == 0).all()
+    else:
+      assert set(index) == {0, 1, 2}
+
+
+def test_nearly_equal_doubles_are_equal_floats():
+  points = np.random.default_rng(0).normal(size=(20, 8))
+  points[7] = points[3] + 1e-12
+  solution = ot.solve(
+    jax.random.key(0), points, num_samples=20_000, num_eval=2**14
+  )
+  assert solution.twins is not None and bool(solution.converged)
 
 
 def test_a_warm_start_is_kept():
