@@ -441,7 +441,7 @@ def plane(num_samples=800_000, batch_size=1024):
     run("peer, defaults", DEFAULTS, batch_size=batch_size),
     run("peer, best tuning", best[0], batch_size=batch_size),
   ]
-  equal = catch_up(problem, best[:2], rows[1], main.error, batch_size, 40.0, 1)
+  equal = catch_up(problem, best[:3], rows[1], main.error, batch_size, 80.0, 1)
   rows += [
     equal,
     start_row(problem),

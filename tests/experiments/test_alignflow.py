@@ -153,9 +153,7 @@ def test_labelled_images_from_a_table(tmp_path):
       config.coupling.table,
       dataset.train.reshape(64, -1),
       labels=dataset.train_labels,
-    ).index[
-      batch["pair_id"]
-    ]
+    ).index[batch["pair_id"]]
   ]
   np.testing.assert_array_equal(batch["data"], rows)
   report = training.run(built, config, tmp_path / "run", progress=False)
