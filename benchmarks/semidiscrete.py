@@ -296,10 +296,11 @@ def table(problem, rows, baseline):
   for row in rows:
     floor = f"{others / row.num_samples:.4f}"
     goal = f"{row.goal:.4f}" if row.goal else ""
-    tv = 0.4 * max(row.error, 0) ** 0.5
+    # It is for small deviations, as of Gaussians.
+    tv = f"{0.4 * max(row.error, 0) ** 0.5:.3f}" if row.error < 1 else ""
     print(
       f"{row.name:{width}}  {row.num_samples:7d}  {row.cpu:6.2f}  "
-      f"{row.wall:6.2f}  {row.error:7.4f}  {floor:>6}  {goal:>6}  {tv:5.3f}  "
+      f"{row.wall:6.2f}  {row.error:7.4f}  {floor:>6}  {goal:>6}  {tv:>5}  "
       f"{base.cpu / row.cpu:9.2f}  {base.error / row.error:11.2f}",
       flush=True,
     )
