@@ -8,7 +8,7 @@
 Errors are `ot.marginal_error` of the hard cells, on the same fresh noise in
 every row, and `TV` is what they imply. CPU seconds are the process's, without
 compilation and error estimates; wall seconds depend on what else runs. Our
-rows include the start, which draws 4096 samples that are not counted.
+rows include the start, which draws some 1000 samples that are not counted.
 
 The peer (`SemidiscreteSolver` of OTT-JAX) has no step size and starts from
 zeros. Its rates are in units of the mean of our preconditioner (Adam's in the
@@ -176,7 +176,7 @@ def ours(problem, name, num_samples, *, seeds=1, **options):
 def start_row(problem):
   """The closed-form start without steps."""
   error = problem.error(problem.start)
-  samples = iteration.START_SAMPLES
+  samples = iteration.start_samples(len(problem.points))
   return Row("ours, the start alone", samples, *problem.seconds, error)
 
 

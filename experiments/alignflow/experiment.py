@@ -20,9 +20,7 @@ from jdiff.methods import (
   shortcut,
 )
 
-# Which of these ask the network for an average velocity over two times.
-TWO_TIMES = ("shortcut", "meanflow", "consistency")
-LOSSES = ("flow_matching", "live_reflow", *TWO_TIMES)
+LOSSES = ("flow_matching", "live_reflow", *report.TWO_TIMES)
 
 
 def build(
@@ -118,7 +116,7 @@ def make_network(config, dataset: data_lib.Dataset) -> nets.Network:
   shape = dataset.train.shape[1:]
   shared = dict(
     num_classes=dataset.num_classes if config.conditional else 0,
-    two_times=config.loss in TWO_TIMES,
+    two_times=config.loss in report.TWO_TIMES,
     compute_dtype=jnp.dtype(config.net.compute_dtype),
   )
   if config.net.kind == "mlp":

@@ -16,6 +16,9 @@ from jdiff.core import keys as keys_lib
 PATH_STEPS = 32
 """Euler steps of the paths that straightness is measured on."""
 
+TWO_TIMES = ("shortcut", "meanflow", "consistency")
+"""Losses that ask the network for an average velocity over two times."""
+
 
 class Reporter:
   """Generates at each number of steps with the same noise."""
@@ -23,7 +26,7 @@ class Reporter:
   def __init__(self, config, dataset, network, solution):
     self.config, self.dataset, self.network = config, dataset, network
     self.solution = solution
-    self.two_times = config.loss in ("shortcut", "meanflow", "consistency")
+    self.two_times = config.loss in TWO_TIMES
 
   def evaluate(self, params, key, *, final: bool):
     """Distances to data at each number of steps, and how straight paths are.

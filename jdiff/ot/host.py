@@ -25,16 +25,21 @@ def masses(
   mirrored: bool,
   chunk_size: int | None = None,
 ) -> jax.Array:
-  """Share of the rows, and of their mirror images, in each cell, `[M]`.
+  """Share of the rows, and of their mirror images, in each cell, as `bias`.
 
   Args:
     noise: `[B, D]`.
     points: `[M, D]`.
-    bias: `[M]`, `-inf` for points that must not be chosen.
+    bias: `[M]`, `-inf` for points that must not be chosen; or `[K, M]`, whose
+      problems share the products.
     mirrored: Whether `-x` counts beside every `x`.
     chunk_size: Points a chunk.
   """
-  laguerre.check(noise, points, bias)
+  if bias.ndim == 1:
+    return masses(
+      noise, points, bias[None], mirrored=mirrored, chunk_size=chunk_size
+    )[0]
+  laguerre.check(noise, points, bias[0])
   num_rows, num_points = noise.shape[0], points.shape[0]
   size = laguerre.CHUNK_SIZE if chunk_size is None else chunk_size
   size = min(checks.check_int("chunk_size", size), num_points)
@@ -44,9 +49,12 @@ def masses(
   chunks = (
     size * jnp.arange(num_chunks, dtype=jnp.int32),
     jnp.pad(points, ((0, pad), (0, 0))).reshape(num_chunks, size, -1),
-    jnp.pad(bias, (0, pad), constant_values=-jnp.inf).reshape(num_chunks, -1),
+    jnp.pad(bias, ((0, 0), (0, pad)), constant_values=-jnp.inf)
+    .reshape(-1, num_chunks, size)
+    .swapaxes(0, 1),
   )
   signs = (1, -1) if mirrored else (1,)
+  num_searches = len(signs) * len(bias)
 
   def search(rows):
     def body(carry, chunk):
@@ -58,7 +66,7 @@ def masses(
         precision=lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
       )
-      new = [_best(bias[None] + sign * scores) for sign in signs]
+      new = [_best(b[None] + sign * scores) for b in bias for sign in signs]
       found = [
         (
           jnp.maximum(old, best),
@@ -70,7 +78,7 @@ def masses(
 
     low = jnp.full(rows.shape[0], -jnp.inf, jnp.float32)
     none = jnp.zeros(rows.shape[0], jnp.int32)
-    start = carries.anchor([(low, none) for _ in signs], (rows, points, bias))
+    start = carries.anchor([(low, none)] * num_searches, (rows, points, bias))
     found, _ = lax.scan(body, start, chunks)
     return [index for _, index in found]
 
@@ -79,9 +87,10 @@ def masses(
     found = lax.map(search, rows.reshape(-1, ROWS, noise.shape[1]))
   else:
     found = search(rows)
-  index = jnp.concatenate([i.reshape(-1)[:num_rows] for i in found])
-  total = jnp.zeros(num_points).at[index].add(1)
-  return total / (len(signs) * num_rows)
+  index = jnp.stack([i.reshape(-1)[:num_rows] for i in found])
+  index = index.reshape(len(bias), -1)
+  total = jnp.zeros(bias.shape).at[jnp.arange(len(bias))[:, None], index].add(1)
+  return total / index.shape[1]
 
 
 def _best(scores):

@@ -122,7 +122,7 @@ def solve(
     ValueError: If shapes, sizes or weights do not fit.
   """
   checks.check_shape("points", points, (None, None))
-  num_points = points.shape[0] * iteration._size(axis_name)
+  num_points = points.shape[0] * iteration.axis_size(axis_name)
   checks.check_int("number of points", num_points, 2)
   checks.check_int("num_samples", num_samples)
   checks.check_int("batch_size", batch_size)
@@ -235,7 +235,7 @@ def _solve(
     num_samples = num_drawn
   elif num_samples:
     num_steps = num_samples // batch_size
-    num_burn_in = num_steps // 5
+    num_burn_in = num_steps // 10
     kernel = iteration.averaged(
       problem, batch_size=batch_size, num_burn_in=num_burn_in
     )

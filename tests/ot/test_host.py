@@ -38,6 +38,15 @@ def test_masses(sizes, chunk_size, mirrored):
   np.testing.assert_allclose(got.sum(), 1, atol=1e-5)
 
 
+def test_biases_that_share_the_products():
+  noise, points, bias = problem(300, 6, 130)
+  several = jnp.stack([bias, 0.9 * bias, 0.5 * bias])
+  for mirrored in (False, True):
+    got = host.masses(noise, points, several, mirrored=mirrored, chunk_size=70)
+    want = [plain(noise, points, b, mirrored) for b in several]
+    np.testing.assert_allclose(got, jnp.stack(want), atol=1e-6)
+
+
 @pytest.mark.parametrize("twin", [5, 64 + 3, 250])
 def test_ties_go_to_one_of_them(twin):
   # In another lane, in the same lane, in another chunk.
