@@ -171,6 +171,39 @@ def losses(path, history):
   _save(figure, path)
 
 
+def curves(path, history, names, exact=None):
+  """Recorded numbers against the step, one panel each.
+
+  Args:
+    path: File to write.
+    history: Records of `metrics.jsonl`.
+    names: Fields of the records; a tuple inside shares a panel.
+    exact: `{name: value}`, drawn as dashed lines.
+  """
+  exact = exact or {}
+  groups = [(n,) if isinstance(n, str) else n for n in names]
+  groups = [g for g in groups if any(n in row for n in g for row in history)]
+  if not groups:
+    return
+  figure, axes = plt.subplots(
+    1, len(groups), figsize=(3.2 * len(groups), 3), squeeze=False
+  )
+  for axis, group in zip(axes[0], groups, strict=True):
+    for name in group:
+      rows = [
+        (row["step"], row[name]) for row in history if row.get(name) is not None
+      ]
+      if rows:
+        axis.plot(*zip(*rows, strict=True), label=name.removeprefix("eval/"))
+      if name in exact:
+        axis.axhline(exact[name], color="k", ls="--", lw=0.8)
+    if len(group) > 1:
+      axis.legend(fontsize=7)
+    axis.set_title(group[0].removeprefix("eval/"))
+    axis.set_xlabel("step")
+  _save(figure, path)
+
+
 def images(path, panels):
   """Rows of pictures in `[-1, 1]`: `{label: [n, H, W, C]}`."""
   columns = min(len(p) for p in panels.values())

@@ -92,10 +92,12 @@ def build(config: ml_collections.ConfigDict) -> training.Experiment:
     extra = state.extra
     if on_policy:
       batch = method.collect(
-        state.params, report.sharded_keys(key_collect, config.batch_size)
+        state.params, training.example_keys(key_collect, config.batch_size)
       )
     else:
-      rollout_keys = report.sharded_keys(key_collect, config.buffer.num_samples)
+      rollout_keys = training.example_keys(
+        key_collect, config.buffer.num_samples
+      )
       is_due = state.step % config.buffer.refresh_every == 0
       extra = mdns.refresh(
         method.collect, state.ema, rollout_keys, extra, is_due
@@ -104,7 +106,7 @@ def build(config: ml_collections.ConfigDict) -> training.Experiment:
       batch = training.shard_batch(
         mdns.draw_weighted(key_draw, extra, config.batch_size)
       )
-    loss_keys = report.sharded_keys(key_loss, config.batch_size)
+    loss_keys = training.example_keys(key_loss, config.batch_size)
 
     def objective(params):
       per_example, info = method.loss(params, loss_keys, batch)

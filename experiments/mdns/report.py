@@ -8,7 +8,6 @@ import numpy as np
 
 from experiments.common import plots
 from jdiff import training
-from jdiff.core import keys as keys_lib
 from jdiff.core import weights
 from jdiff.methods import mdns
 
@@ -22,7 +21,7 @@ class Evaluator:
     self.chunk, self.num_chunks = chunk, -(-config.num_eval // chunk)
 
     def rollouts(params, key):
-      keys = sharded_keys(key, chunk)
+      keys = training.example_keys(key, chunk)
       rollout = sampler(params, keys, num_samples=chunk)
       observed = jax.vmap(target.observables)(rollout.samples)
       return rollout.samples, mdns.log_weights(rollout, target), observed
@@ -149,11 +148,6 @@ class Evaluator:
     if self.target.log_z is not None:
       exact.setdefault("log_z", self.target.log_z)
     return exact
-
-
-def sharded_keys(key: jax.Array, num: int) -> jax.Array:
-  """One key an example, laid over the mesh: the rollouts follow."""
-  return training.shard_batch(keys_lib.per_example(key, num))
 
 
 def _entry(value, se=None, exact=None):

@@ -127,9 +127,56 @@ def resample(
 def temper(log_weights: jax.Array, exponent) -> jax.Array:
   """`log(w ** exponent)`: converges to the law `P^(1-exponent) P*^exponent`.
 
-  Exact zeros stay zeros for every positive exponent.
+  Exact zeros stay zeros for every exponent, 0 included.
   """
-  return _wide(log_weights) * exponent
+  log_weights = _wide(log_weights)
+  # Not -inf * 0, which is NaN.
+  return jnp.where(log_weights == -jnp.inf, -jnp.inf, log_weights * exponent)
+
+
+def solve_exponent(
+  log_weights: jax.Array,
+  min_fraction,
+  axis_name: AxisName = None,
+  *,
+  num_steps: int = 32,
+) -> jax.Array:
+  """The largest exponent in `[0, 1]` that keeps the tempered weights' ESS.
+
+  `temper(log_weights, exponent)` then has `ess >= min_fraction * M`, with `M`
+  the number of non-zero weights: zeros stay zeros at every exponent, so they
+  cannot be asked for. The ESS falls as the exponent grows, hence bisection,
+  with a fixed number of steps; `jax.vmap` solves each group of samples by
+  itself. DMPO's coefficient and PDNS's step are this number.
+
+  Args:
+    log_weights: `[N]`.
+    min_fraction: The ESS wanted, as a share in `(0, 1)`.
+    axis_name: Mesh axis of a sharded `N`, inside `shard_map`.
+    num_steps: Halvings of `[0, 1]`.
+
+  Returns:
+    A scalar without gradient; exactly 1 where the weights as they are will do.
+  """
+  if checks.is_concrete(min_fraction) and not 0 < min_fraction < 1:
+    raise ValueError(f"min_fraction must lie in (0, 1), got {min_fraction}.")
+  checks.check_int("num_steps", num_steps)
+  log_weights = lax.stop_gradient(_wide(log_weights))
+  present = (log_weights > -jnp.inf).astype(log_weights.dtype)
+  wanted = min_fraction * _sum(present, axis_name)
+
+  def enough(exponent):
+    return ess(temper(log_weights, exponent), axis_name) >= wanted
+
+  def halve(_, bounds):
+    low, high = bounds
+    middle = (low + high) / 2
+    ok = enough(middle)
+    return jnp.where(ok, middle, low), jnp.where(ok, high, middle)
+
+  one = jnp.ones((), log_weights.dtype)
+  low, _ = lax.fori_loop(0, num_steps, halve, (0 * one, one))
+  return jnp.where(enough(one), one, low)
 
 
 def clip(

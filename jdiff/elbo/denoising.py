@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from jdiff.core.types import LogitsFn, Params
-from jdiff.ctmc import masks, reveal
-from jdiff.ctmc.logits import forbid_mask
+from jdiff.ctmc import masks as masks_lib
+from jdiff.elbo import estimators, token_probs
 
 
 def masked_cross_entropy(
@@ -13,23 +13,32 @@ def masked_cross_entropy(
   key: jax.Array,
   tokens: jax.Array,
   *,
-  logits_fn: LogitsFn,
+  logits_fn: LogitsFn | None = None,
   mask_id: int,
-  draw_masks: masks.DrawMasks | None = None,
+  draw_masks: masks_lib.DrawMasks | None = None,
+  num_prompt: int = 0,
+  valid: jax.Array | None = None,
+  token_log_probs: token_probs.TokenLogProbs | None = None,
+  implementation: str = "batch",
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Estimates `-log p(path)` of each sequence, averaged over random orders.
 
-  Unbiased over `key` under both mask laws of `ctmc.corrupt` (Bernoulli masks
-  up to their `min_time`); an upper bound on the negative log-likelihood in
-  expectation.
+  That is minus the ELBO, an upper bound on the negative log-likelihood in
+  expectation. Unbiased over `key` under `ctmc.count_masks`, and under
+  `ctmc.bernoulli_masks` up to their `min_time`.
 
   Args:
-    params: Passed to `logits_fn`; differentiable.
+    params: Passed to the network; differentiable.
     key: One PRNG key, or `[B]` keys; consumed.
-    tokens: `[B, L]` int32, no mask ids.
+    tokens: `[B, T]` int32, no mask ids.
     logits_fn: A `LogitsFn`; `t` is the realised masked share.
     mask_id: The mask token.
-    draw_masks: `ctmc.count_masks(...)` (default) or `ctmc.bernoulli_masks`.
+    draw_masks: `ctmc.count_masks(...)` (default), `ctmc.bernoulli_masks` or
+      `elbo.node_masks`.
+    num_prompt: Sites at the front that are given, not scored.
+    valid: `[B, T]` bool, False at padding; None if there is none.
+    token_log_probs: Stands in for `logits_fn`, see `elbo.estimate`.
+    implementation: `"batch"` or `"scan"`, see `elbo.estimate`.
 
   Returns:
     `(nll [B], info)` in nats a sequence; `info["nfe"]` counts evaluations a
@@ -39,15 +48,22 @@ def masked_cross_entropy(
     "MDNS" (arXiv:2508.10684), the WDCE loss; the `1/m` form is its exact
     rewriting over mask counts.
   """
-  masked, mask, weight = masks.corrupt(
-    key, tokens, mask_id=mask_id, draw_masks=draw_masks
+  masks = estimators.draw_masks(
+    key,
+    tokens,
+    law=masks_lib.count_masks() if draw_masks is None else draw_masks,
+    num_prompt=num_prompt,
+    valid=valid,
   )
-  batch, num_masks, length = masked.shape
-  t = mask.mean(axis=2, dtype=jnp.float32).reshape(-1)
-  logits_fn = forbid_mask(logits_fn, mask_id)
-  logits = logits_fn(params, masked.reshape(-1, length), t)
-  values = jnp.broadcast_to(tokens[:, None], masked.shape).reshape(-1, length)
-  terms = reveal.pick(reveal.log_softmax(logits), values)
-  terms = jnp.where(mask, -terms.reshape(masked.shape), 0)
-  nll = jnp.mean(weight * terms.sum(axis=2), axis=1)
-  return nll, {"nfe": jnp.full(batch, num_masks, jnp.int32)}
+  elbo = estimators.estimate(
+    params,
+    tokens,
+    masks,
+    logits_fn=logits_fn,
+    mask_id=mask_id,
+    num_prompt=num_prompt,
+    implementation=implementation,
+    token_log_probs=token_log_probs,
+  )
+  batch, num_masks = masks.weight.shape
+  return -elbo, {"nfe": jnp.full(batch, num_masks, jnp.int32)}

@@ -2,7 +2,10 @@
 
 from jdiff.methods import (
   consistency,
+  diffu_grpo,
+  dmpo,
   flow_matching,
+  gdpo,
   mdns,
   meanflow,
   score_matching,
@@ -12,7 +15,10 @@ from jdiff.methods import (
 
 __all__ = [
   "consistency",
+  "diffu_grpo",
+  "dmpo",
   "flow_matching",
+  "gdpo",
   "mdns",
   "meanflow",
   "score_matching",

@@ -6,12 +6,13 @@ TR2-D2 share it.
 """
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from jdiff.core import checks, weights
 from jdiff.core.types import LogitsFn, Params
 from jdiff.ctmc import masks
-from jdiff.elbo import denoising
+from jdiff.elbo import denoising, token_probs
 
 
 def wdce(
@@ -20,16 +21,23 @@ def wdce(
   samples: jax.Array,
   log_weights: jax.Array,
   *,
-  logits_fn: LogitsFn,
+  logits_fn: LogitsFn | None = None,
   mask_id: int,
   draw_masks: masks.DrawMasks | None = None,
   axis_name: weights.AxisName = None,
+  group_size: int | None = None,
+  baseline: jax.Array | None = None,
+  num_prompt: int = 0,
+  valid: jax.Array | None = None,
+  token_log_probs: token_probs.TokenLogProbs | None = None,
+  implementation: str = "batch",
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The loss of each sample; its mean is `E_{P*}[-log p_theta(path)]`.
 
-  Weights are self-normalised over this batch, with a bias of order `1/B`. To
-  normalise over a larger buffer instead, pass `log_weights` relative to the
-  buffer (`log(N w)`), resampled ones (zeros), or a batch that is the buffer.
+  Weights are self-normalised over this batch, or within each group of it, with
+  a bias of order one over their number. To normalise over a larger buffer
+  instead, pass `log_weights` relative to the buffer (`log(N w)`), resampled
+  ones (zeros), or a batch that is the buffer.
 
   Args:
     params: Passed to `logits_fn`.
@@ -40,11 +48,23 @@ def wdce(
     mask_id: The mask token.
     draw_masks: Mask law; exact-count masks by default.
     axis_name: Mesh axis of a sharded batch, inside `shard_map`.
+    group_size: As in `coefficients`.
+    baseline: As in `coefficients`.
+    num_prompt: Sites at the front that are given, not scored.
+    valid: `[B, L]` bool, False at padding; None if there is none.
+    token_log_probs: Stands in for `logits_fn`, see `elbo.estimate`.
+    implementation: `"batch"` or `"scan"`, see `elbo.estimate`.
 
   Returns:
     `(per_example [B], info)`.
   """
   checks.check_shape("log_weights", log_weights, (samples.shape[0],))
+  factors = coefficients(
+    log_weights,
+    axis_name=axis_name,
+    group_size=group_size,
+    baseline=baseline,
+  )
   nll, info = denoising.masked_cross_entropy(
     params,
     key,
@@ -52,6 +72,63 @@ def wdce(
     logits_fn=logits_fn,
     mask_id=mask_id,
     draw_masks=draw_masks,
+    num_prompt=num_prompt,
+    valid=valid,
+    token_log_probs=token_log_probs,
+    implementation=implementation,
   )
-  share = weights.relative(lax.stop_gradient(log_weights), axis_name)
-  return share * nll, info
+  return factors * nll, info
+
+
+def coefficients(
+  log_weights: jax.Array,
+  *,
+  axis_name: weights.AxisName = None,
+  group_size: int | None = None,
+  baseline: jax.Array | None = None,
+) -> jax.Array:
+  """What WDCE multiplies each negative log-likelihood by; no gradient.
+
+  Args:
+    log_weights: `[B]`, unnormalised.
+    axis_name: Mesh axis of a sharded batch, inside `shard_map`. Groups stand
+      whole on a shard and need none.
+    group_size: Normalise within consecutive groups of this many samples (the
+      rollouts of one prompt) instead of over the batch.
+    baseline: `[B]`, subtracted; in the units of the weights, whose mean is
+      one over the batch or in each group.
+
+  Returns:
+    `[B]`: `N w - baseline`, `w` the weights that sum to one over `N` samples.
+
+  Raises:
+    ValueError: If shapes or options do not fit.
+  """
+  checks.check_shape("log_weights", log_weights, (None,))
+  log_weights = lax.stop_gradient(log_weights)
+  if group_size is None:
+    share = weights.relative(log_weights, axis_name)
+  elif axis_name is not None:
+    raise ValueError(
+      "axis_name must be None with group_size, as groups do not cross shards; "
+      f"got {axis_name!r}."
+    )
+  else:
+    groups = in_groups("log_weights", log_weights, group_size)
+    share = jax.vmap(weights.relative)(groups).reshape(-1)
+  if baseline is None:
+    return share
+  checks.check_shape("baseline", baseline, log_weights.shape)
+  return share - lax.stop_gradient(baseline)
+
+
+def in_groups(name: str, values: jax.Array, group_size: int) -> jax.Array:
+  """`[B, ...]` as `[B / group_size, group_size, ...]`, or says why not."""
+  checks.check_int("group_size", group_size, minimum=2)
+  values = jnp.asarray(values)
+  if values.shape[0] % group_size:
+    raise ValueError(
+      f"group_size must divide the {values.shape[0]} entries of {name}, got "
+      f"{group_size}."
+    )
+  return values.reshape(-1, group_size, *values.shape[1:])

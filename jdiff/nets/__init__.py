@@ -3,6 +3,7 @@
 `jdiff.nets.interop` is imported on its own, since it needs `flax.nnx`.
 """
 
+from jdiff.nets import lora
 from jdiff.nets.dit import dit
 from jdiff.nets.local import local
 from jdiff.nets.mlp import mlp
@@ -10,4 +11,12 @@ from jdiff.nets.network import Network
 from jdiff.nets.transformer import transformer
 from jdiff.nets.velocity import velocity_mlp
 
-__all__ = ["Network", "dit", "local", "mlp", "transformer", "velocity_mlp"]
+__all__ = [
+  "Network",
+  "dit",
+  "local",
+  "lora",
+  "mlp",
+  "transformer",
+  "velocity_mlp",
+]

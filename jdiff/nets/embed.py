@@ -17,12 +17,11 @@ from jdiff.nets.network import Network
 SMOOTH_FREQUENCY = 5.0
 """Fastest angle, in radians over the unit of time, of velocity networks.
 
-MeanFlow's target holds `(t - s) du/dt`, which the fastest sinusoid dominates;
-arXiv:2410.11081, section 4, found the same of consistency models. On a 2-D
-checkerboard (MLP 3 x 128, 3,000 steps, three seeds) the energy distance after
-one MeanFlow step was 0.006 to 0.009 at 5, 0.05 to 0.06 at 10 (two seeds), 0.08
-to 0.23 at 20 and 0.4 to 0.5 at the 1e3 of the discrete denoisers, while plain
-flow matching did equally well at all of them.
+MeanFlow's target holds `(t - s) du/dt`, which the fastest sinusoid dominates.
+On a 2-D checkerboard (MLP 3 x 128, 3,000 steps, three seeds) the energy
+distance after one MeanFlow step was 0.006 to 0.009 at 5, 0.05 to 0.06 at 10
+(two seeds), 0.08 to 0.23 at 20 and 0.4 to 0.5 at the 1e3 of the discrete
+denoisers, while plain flow matching did equally well at all of them.
 """
 
 
@@ -51,10 +50,9 @@ class TimeEmbedding(nn.Module):
 class Conditioning(nn.Module):
   """What a velocity network is told beside `x`: `[B, width]`, a sum.
 
-  The second time enters as the span `t - s`, which is Shortcut's step and the
-  better choice in MeanFlow's ablation (arXiv:2505.13447, table 1c): it is the
-  same at every `t` where the two coincide, so that the instantaneous velocity,
-  most of the training data, is learnt at one value of it.
+  The second time enters as the span `t - s`, Shortcut's step: it is the same at
+  every `t` where the two coincide, so that the instantaneous velocity, most of
+  the training data, is learnt at one value of it.
   """
 
   width: int
@@ -89,17 +87,22 @@ class Conditioning(nn.Module):
     return x
 
 
-def rotary_angles(grid: tuple[int, ...], head_size: int) -> np.ndarray:
+def rotary_angles(
+  grid: tuple[int, ...], head_size: int, base: float | None = None
+) -> np.ndarray:
   """Angles `[L, head_size / 2]`, the pairs split evenly over the grid's axes.
 
   Args:
     grid: Sizes of the axes, row-major; `(L,)` for a sequence.
     head_size: Features a head, a multiple of `2 * len(grid)`.
+    base: Ratio of the fastest to the slowest frequency, nearly. None is 1e4 on
+      a sequence and 1e2 on a grid.
   """
   num_pairs = head_size // 2 // len(grid)
   # The slowest pair turns once in about 60,000 sites on a sequence; an axis of
   # a grid is short, and a base of 100 keeps its slow pairs telling.
-  base = 1e4 if len(grid) == 1 else 1e2
+  if base is None:
+    base = 1e4 if len(grid) == 1 else 1e2
   frequency = base ** (-np.arange(num_pairs) / num_pairs)
   sites = np.indices(grid).reshape(len(grid), -1)
   angles = sites[:, :, None] * frequency
@@ -149,15 +152,22 @@ def as_network(module: nn.Module, length: int) -> Network:
     t: jax.Array,
     sites: Sites | None = None,
   ) -> Any:
-    checks.check_tokens("tokens", tokens)
-    batch = tokens.shape[0]
-    checks.check_shape("tokens", tokens, (batch, length))
-    checks.check_shape("t", t, (batch,))
-    if sites is not None:
-      _check_sites(sites, batch, length)
+    check_call(tokens, t, sites, length)
     return module.apply({"params": params}, tokens, t, sites)
 
   return Network(init, apply)
+
+
+def check_call(
+  tokens: jax.Array, t: jax.Array, sites: Sites | None, length: int | None
+) -> None:
+  """Checks a denoiser's arguments; None is any length."""
+  checks.check_tokens("tokens", tokens)
+  batch = tokens.shape[0]
+  checks.check_shape("tokens", tokens, (batch, length))
+  checks.check_shape("t", t, (batch,))
+  if sites is not None:
+    _check_sites(sites, batch, tokens.shape[1])
 
 
 def as_velocity(

@@ -6,7 +6,12 @@ from jdiff.training.program import compile_experiment
 from jdiff.training.records import NonFiniteError
 from jdiff.training.saved import build, evaluate, load, sample
 from jdiff.training.seeds import run_seeds
-from jdiff.training.sharding import fetch, make_mesh, shard_batch
+from jdiff.training.sharding import (
+  example_keys,
+  fetch,
+  make_mesh,
+  shard_batch,
+)
 from jdiff.training.state import (
   TrainState,
   apply_gradients,
@@ -25,6 +30,7 @@ __all__ = [
   "compile_experiment",
   "create",
   "evaluate",
+  "example_keys",
   "fetch",
   "load",
   "make_mesh",

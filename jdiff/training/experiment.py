@@ -20,8 +20,9 @@ class Experiment(NamedTuple):
   Attributes:
     init: `init(key) -> TrainState`.
     step: `step(state, batch) -> (state, metrics)`: one optimiser step, which
-      advances `state.step` by one. `metrics` is a flat dict of scalars. With
-      no `batches` and no `collect` the batch is None.
+      advances `state.step` by one. `metrics` is a flat dict of scalars; one
+      called `"tokens"`, those that a step handles, is also recorded per second.
+      With no `batches` and no `collect` the batch is None.
     evaluate: `evaluate(params, key, *, final) -> metrics`, every `eval_every`
       steps and at the end (`final=True`: use more samples). Each value is a
       number or `{"value", "se", "exact"}`, the last two optional. A metric

@@ -204,6 +204,8 @@ class _Run:
         "steps; use training.apply_gradients or add one yourself."
       )
     values = records_lib.finite(step, fetched)
+    if "tokens" in values:
+      values["tokens_per_second"] = self.rate(step, values["tokens"])
     self.records.write(step, values, self.seconds())
     first = [n for n in ("loss", "elbo", "ess_fraction") if n in values]
     names = dict.fromkeys([*first, *values])
@@ -212,6 +214,12 @@ class _Run:
       self.bar.set_postfix(shown)
     else:
       self.say(step, shown)
+
+  def rate(self, step: int, tokens: int | float) -> float:
+    """Tokens a second since the last record, or the start."""
+    before = self.records.history[-1:] or [{"step": 0, "wall_seconds": 0.0}]
+    seconds = self.seconds() - before[0]["wall_seconds"]
+    return round(tokens * (step - before[0]["step"]) / max(seconds, 1e-3), 1)
 
   def say(self, step: int, shown: dict[str, str]) -> None:
     if self.show:

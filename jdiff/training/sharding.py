@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jdiff.core import checks
+from jdiff.core import keys as keys_lib
 
 AXES = ("data", "fsdp")
 
@@ -109,6 +110,11 @@ def shard_batch(tree: Any) -> Any:
     return jax.device_put(x, NamedSharding(jax.sharding.get_mesh(), spec))
 
   return jax.tree.map(shard, tree)
+
+
+def example_keys(key: jax.Array, num_examples: int) -> jax.Array:
+  """`keys.per_example`, laid over the mesh: what they make follows."""
+  return shard_batch(keys_lib.per_example(key, num_examples))
 
 
 def batch_spec(array: Any, mesh: Any) -> PartitionSpec:

@@ -114,3 +114,51 @@ def test_resampling_never_draws_a_zero_weight(seed):
   log_w = jnp.concatenate([jnp.zeros(1000), jnp.full(24, -jnp.inf)])
   index = weights.resample(jax.random.key(seed), log_w, 2**20)
   assert int(index.max()) < 1000
+
+
+def test_exponent_meets_its_ess(log_w):
+  groups = jnp.stack([log_w, 100 * log_w, jnp.zeros(64)])
+  solve = jax.jit(jax.vmap(weights.solve_exponent, in_axes=(0, None)))
+  exponent = solve(groups, 0.5)
+  # 100 times the logs want a hundredth of the exponent; equal weights none.
+  np.testing.assert_allclose(exponent[1], exponent[0] / 100, rtol=1e-4)
+  assert 0 < exponent[0] < 1 and exponent[2] == 1
+  fraction = jax.vmap(weights.ess_fraction)(
+    jax.vmap(weights.temper)(groups, exponent)
+  )
+  np.testing.assert_allclose(fraction[:2], 0.5, atol=1e-4)
+  # Weights that will do are left as they are.
+  assert float(weights.solve_exponent(log_w, 0.02)) == 1
+
+
+def test_exponent_of_two_weights():
+  # Weights 1 and e^x have ess = (1 + e^x)^2 / (1 + e^2x) = 1 + 1 / cosh(x):
+  # a fraction f asks for cosh(x) = 1 / (2 f - 1).
+  for fraction in (0.6, 0.9):
+    got = weights.solve_exponent(jnp.array([0.0, 7.0, -jnp.inf]), fraction)
+    want = np.arccosh(1 / (2 * fraction - 1)) / 7
+    np.testing.assert_allclose(got, want, rtol=1e-4)
+  assert weights.temper(jnp.array([-jnp.inf, 3.0]), 0.0).tolist() == [
+    -np.inf,
+    0,
+  ]
+
+
+def test_sharded_exponent(log_w):
+  mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+  sharded = jax.shard_map(
+    lambda w: weights.solve_exponent(w, 0.5, "x"),
+    mesh=mesh,
+    in_specs=P("x"),
+    out_specs=P(),
+    check_vma=False,
+  )
+  np.testing.assert_allclose(
+    sharded(log_w), weights.solve_exponent(log_w, 0.5), rtol=1e-5
+  )
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -1.0, float("nan")])
+def test_bad_fraction(fraction):
+  with pytest.raises(ValueError, match="min_fraction must lie in"):
+    weights.solve_exponent(jnp.zeros(4), fraction)

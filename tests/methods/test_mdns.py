@@ -145,10 +145,11 @@ def test_rerf_without_its_reward_is_wrong(enumerated):
     assert float(jnp.abs(got - want).max()) > 1e-3
 
 
-def every_mask(key, length):
+def every_mask(key, valid):
   """The exact-count law, summed instead of drawn."""
   del key
-  masks = [m for m in itertools.product([0, 1], repeat=length) if any(m)]
+  masks = itertools.product([0, 1], repeat=valid.shape[0])
+  masks = [m for m in masks if any(m)]
   masks = np.array(masks, bool)
   count = masks.sum(axis=1)
   choose = np.array([1, 4, 6, 4, 1])[count]

@@ -1,7 +1,6 @@
 """Laws that every full-canvas denoiser obeys, and those of each one."""
 
 import functools
-import importlib
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +8,7 @@ import numpy as np
 import pytest
 
 from jdiff import nets
-from jdiff.nets import embed
-
-# The package names its function like the module.
-transformer = importlib.import_module("jdiff.nets.transformer")
+from jdiff.nets import blocks, embed
 
 LENGTH, NUM_TOKENS, BATCH = 6, 3, 4
 ALL = pytest.mark.parametrize("name", ["mlp", "sequence", "grid"])
@@ -203,7 +199,7 @@ def test_rotary_scores_depend_on_displacement_alone(grid):
   angles = embed.rotary_angles(grid, 8)
   assert angles.shape == (12, 4)
   q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
-  rotate = transformer.rotate
+  rotate = blocks.rotate
   shape = (1, 12, 1, 8)
   score = jnp.einsum(
     "blhd,bmhd->lm",
@@ -225,7 +221,7 @@ def test_rotary_scores_depend_on_displacement_alone(grid):
 
 def test_rotation_keeps_norms_and_the_origin():
   x = jax.random.normal(jax.random.key(0), (2, 6, 2, 8))
-  turned = transformer.rotate(x, embed.rotary_angles((2, 3), 8))
+  turned = blocks.rotate(x, embed.rotary_angles((2, 3), 8))
   np.testing.assert_allclose(turned[:, 0], x[:, 0], rtol=1e-6)
   np.testing.assert_allclose(
     jnp.linalg.norm(turned, axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-5

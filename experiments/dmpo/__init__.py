@@ -1,0 +1,1 @@
+"""DMPO: masked language models fitted to reward-tilted laws."""

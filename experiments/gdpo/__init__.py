@@ -1,0 +1,1 @@
+"""GDPO: group policy optimisation of masked language models."""

@@ -1,0 +1,100 @@
+"""Builds GDPO, and the one-step baseline that it is measured against."""
+
+import functools
+
+import jax
+import ml_collections
+
+from experiments.masked_lm import tuning
+from jdiff import training
+from jdiff.methods import diffu_grpo, gdpo
+
+LOSSES = ("gdpo", "diffu_grpo")
+
+
+def build(config: ml_collections.ConfigDict, **parts) -> training.Experiment:
+  """A GDPO experiment; `parts` as in `tuning.build`.
+
+  Raises:
+    ValueError: If a field's value is unknown or does not fit the others.
+  """
+  if config.loss not in LOSSES:
+    raise ValueError(
+      f"config.loss must be one of {LOSSES}, got {config.loss!r}."
+    )
+  make = _gdpo if config.loss == "gdpo" else _diffu_grpo
+  return tuning.build(config, make, **parts)
+
+
+def _gdpo(config, policy: tuning.Policy) -> tuning.Objective:
+  def prepare(old, ref, keys, rollouts, rewards):
+    num_rows = rewards.shape[0]
+    batch = gdpo.Batch(
+      rollouts.samples,
+      _advantages(config, rewards),
+      jax.numpy.full(num_rows, policy.num_completion),
+      None,
+    )
+    elbos = functools.partial(
+      gdpo.old_elbos,
+      keys=keys,
+      samples=rollouts.samples,
+      elbo_fn=policy.elbo_fn,
+    )
+    return _over_steps(batch, config.inner_steps)._replace(
+      elbo_old=elbos(old), elbo_ref=elbos(ref) if config.kl_weight else None
+    )
+
+  loss = functools.partial(
+    gdpo.loss,
+    elbo_fn=policy.elbo_fn,
+    clip=config.clip,
+    ratio_norm=config.ratio_norm,
+    kl_weight=config.kl_weight,
+    kl=config.kl,
+  )
+  return tuning.Objective(prepare, loss)
+
+
+def _diffu_grpo(config, policy: tuning.Policy) -> tuning.Objective:
+  log_probs_fn = diffu_grpo.one_step(
+    num_prompt=policy.num_prompt, **policy.options
+  )
+
+  def prepare(old, ref, keys, rollouts, rewards):
+    batch = diffu_grpo.Batch(
+      rollouts.samples, _advantages(config, rewards, normalise_std=True), None
+    )
+    log_probs = functools.partial(
+      gdpo.old_elbos,
+      keys=keys,
+      samples=rollouts.samples,
+      elbo_fn=log_probs_fn,
+    )
+    return _over_steps(batch, config.inner_steps)._replace(
+      log_probs_old=log_probs(old),
+      log_probs_ref=log_probs(ref) if config.kl_weight else None,
+    )
+
+  loss = functools.partial(
+    diffu_grpo.loss,
+    log_probs_fn=log_probs_fn,
+    clip=config.clip,
+    kl_weight=config.kl_weight,
+    kl=config.kl,
+  )
+  return tuning.Objective(prepare, loss)
+
+
+def _advantages(config, rewards, normalise_std=False):
+  groups = rewards.reshape(config.num_prompts, config.group_size)
+  return gdpo.group_advantages(
+    groups, normalise_std=normalise_std or config.normalise_std
+  ).reshape(-1)
+
+
+def _over_steps(batch, num_steps):
+  """Each leaf once for every inner step."""
+  return jax.tree.map(
+    lambda x: jax.numpy.broadcast_to(x[None], (num_steps, *x.shape)), batch
+  )

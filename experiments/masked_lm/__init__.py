@@ -1,0 +1,1 @@
+"""Masked diffusion language models: pretraining, and tuning by reward."""

@@ -1,0 +1,150 @@
+"""Settings shared by the configs of masked language models."""
+
+import ml_collections
+
+
+def network(config, *, width: int, num_layers: int, num_heads: int) -> None:
+  """Adds the network's fields: a transformer with SwiGLU."""
+  config.net = ml_collections.ConfigDict()
+  config.net.width = width
+  config.net.num_layers = num_layers
+  config.net.num_heads = num_heads
+  # Heads of keys and values; 0 is as many as heads.
+  config.net.num_kv_heads = 0
+  # Hidden width of the feed-forward layers; 0 is four times the width.
+  config.net.mlp_width = 0
+  config.net.mlp = "swiglu"
+  config.net.compute_dtype = "float32"
+  config.net.remat = False
+  # Sites whose logits are held at a time in losses; 0 is all of them.
+  config.net.head_chunk = 0
+
+
+def pretraining(name: str, data: dict) -> ml_collections.ConfigDict:
+  """Every field of a pretraining config, at its default value.
+
+  Args:
+    name: Of the run.
+    data: `{"kind": "task", "name": ..., ...}` or `{"kind": "text", ...}`; see
+      `corpora.load`.
+  """
+  config = ml_collections.ConfigDict()
+  config.experiment = "experiments.masked_lm.experiment"
+  config.name = name
+  config.variant = ""
+  config.seed = 0
+  config.data = ml_collections.ConfigDict(data)
+  network(config, width=32, num_layers=2, num_heads=2)
+  config.batch_size = 128
+  config.num_steps = 1500
+  config.learning_rate = 3e-3
+  config.warmup_steps = 50
+  config.weight_decay = 0.01
+  config.max_grad_norm = 1.0
+  config.ema_decay = 0.99
+  # Masks a sequence and step; "count" (uniform counts) or "bernoulli".
+  config.num_masks = 1
+  config.mask_law = "count"
+  config.num_eval = 1024
+  config.num_samples = 16
+  run(config, log_every=100, eval_every=500)
+  return config
+
+
+def tuning(system: str, task: str, **options) -> ml_collections.ConfigDict:
+  """Every field of a config that tunes a policy by reward.
+
+  Args:
+    system: `"gdpo"` or `"dmpo"`.
+    task: Name of a task in `experiments.common.tasks`.
+    **options: The task's.
+  """
+  config = ml_collections.ConfigDict()
+  config.experiment = f"experiments.{system}.experiment"
+  config.name = task
+  config.variant = ""
+  config.seed = 0
+  # What the policy starts from: the finished run in `base.workdir`, trained
+  # there first if need be; without one it is trained anew and not kept.
+  config.base = pretraining(task, {"kind": "task", "name": task, **options})
+  config.base.workdir = ""
+  # Ranks of adapters; 0 trains all parameters.
+  config.lora = ml_collections.ConfigDict()
+  config.lora.rank = 0
+  config.lora.alpha = 16.0
+
+  config.num_prompts = 8
+  config.group_size = 16
+  config.sampler = ml_collections.ConfigDict()
+  # "random" is the any-order law, whose paths have exact probabilities;
+  # "confidence" decodes block by block.
+  config.sampler.order = "random"
+  config.sampler.temperature = 1.0
+  # Steps of a completion and sites of a block; 0 is one site a step, one block.
+  config.sampler.num_steps = 0
+  config.sampler.block_size = 0
+  # "none", "prefix" or "dual", for confidence decoding.
+  config.sampler.cache = "none"
+
+  # Optimiser steps on each batch of rollouts.
+  config.inner_steps = 4
+  config.elbo = ml_collections.ConfigDict()
+  config.elbo.num_nodes = 2
+  config.elbo.num_masks = 1
+  # "mid", "round", "floor" or "bernoulli" at quadrature nodes; "count" draws
+  # independent uniform counts, as double Monte Carlo does.
+  config.elbo.law = "mid"
+  config.elbo.implementation = "batch"
+  # Whether old and reference parameters see the masks of the new ones, and
+  # whether every inner step draws its own. False is there to be compared with.
+  config.elbo.shared_masks = True
+  config.elbo.fresh_masks = True
+
+  config.num_steps = 120
+  config.learning_rate = 5e-4
+  config.max_grad_norm = 1.0
+  config.ema_decay = 0.0
+  config.num_eval = 2048
+  run(config, log_every=10, eval_every=40)
+  return config
+
+
+def gdpo(task: str, **options) -> ml_collections.ConfigDict:
+  """A GDPO config."""
+  config = tuning("gdpo", task, **options)
+  # "gdpo", or the one-step baseline "diffu_grpo".
+  config.loss = "gdpo"
+  config.clip = 0.2
+  config.ratio_norm = "length"
+  config.kl_weight = 0.0
+  config.kl = "k3"
+  config.normalise_std = False
+  return config
+
+
+def dmpo(task: str, **options) -> ml_collections.ConfigDict:
+  """A DMPO config."""
+  config = tuning("dmpo", task, **options)
+  config.reward_temperature = 0.25
+  config.baseline = "group"
+  config.baseline_strength = 1.0
+  # The largest exponent of the weights, and the ESS fraction that groups keep
+  # by lowering it; 0 lowers nothing.
+  config.coefficient = 1.0
+  config.min_ess_fraction = 0.0
+  config.skip_tied = False
+  # log p_ref / p_rollout: of the "path", exact, or a difference of "elbo"s.
+  config.ratio = "path"
+  config.num_steps = 480
+  config.eval_every = 120
+  return config
+
+
+def run(config, *, log_every: int, eval_every: int) -> None:
+  """Adds what the loop reads."""
+  config.log_every = log_every
+  config.eval_every = eval_every
+  config.checkpoint_every = eval_every
+  config.mesh = ml_collections.ConfigDict()
+  config.mesh.data = -1
+  config.mesh.fsdp = 1

@@ -1,0 +1,196 @@
+"""Accuracy of a tuned policy, exactly where completions can be enumerated."""
+
+import functools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.common import plots, tasks
+from jdiff import ctmc, elbo, training
+
+EVAL_SEED = 2**31 - 2
+"""Of the prompts that are evaluated on; runs have small ones."""
+
+MAX_ENUMERATED = 8
+"""Longest completion whose `2^L` masks are gone through."""
+
+NUM_WRITTEN = 16
+"""Prompts whose completions are written with their rewards."""
+
+
+class Evaluator:
+  """Samples, scores and, for short completions, sums over all answers."""
+
+  def __init__(self, config, corpus, network, base):
+    self.config, self.corpus, self.task = config, corpus, corpus.task
+    self.base = base
+    shared = dict(
+      logits_fn=network.apply,
+      mask_id=corpus.num_tokens,
+      length=corpus.length,
+    )
+
+    @jax.jit
+    def draw(params, key, prompts):
+      keys = training.example_keys(key, prompts.shape[0])
+      return ctmc.rollout(
+        params,
+        keys,
+        num_samples=prompts.shape[0],
+        prompt=prompts if corpus.num_prompt else None,
+        **shared,
+      ).samples
+
+    @jax.jit
+    def greedy(params, key, prompts):
+      return ctmc.decode(
+        params,
+        key,
+        prompts if corpus.num_prompt else None,
+        num_samples=prompts.shape[0],
+        temperature=0.0,
+        **shared,
+      ).samples
+
+    self._draw, self._greedy = draw, greedy
+    self._log_prob = jax.jit(
+      functools.partial(
+        elbo.exact_log_prob,
+        logits_fn=network.apply,
+        mask_id=corpus.num_tokens,
+        num_prompt=corpus.num_prompt,
+      )
+    )
+
+  def evaluate(self, params, key, *, final: bool):
+    """`exact_match` at temperature 1, of draws and exactly; that of the base.
+
+    Where completions are few enough to enumerate, `exact` is the probability of
+    a right answer under the any-order law, averaged over the prompts, and
+    `exact_match_target` what the law tilted by `config.reward_temperature`
+    would have.
+    """
+    key_sample, key_base, key_greedy = jax.random.split(key, 3)
+    prompts = self._prompts(self.config.num_eval)
+    samples = training.fetch(self._draw(params, key_sample, prompts))
+    exact = self._success(params)
+    metrics = {
+      "exact_match": _mean(self.task.exact(samples), exact),
+      "reward": _mean(self.task.reward(samples)),
+    }
+    if not final:
+      return metrics
+    base = self.base()
+    before = training.fetch(self._draw(base, key_base, prompts))
+    metrics["exact_match_base"] = _mean(
+      self.task.exact(before), self._success(base)
+    )
+    greedy = training.fetch(self._greedy(params, key_greedy, prompts))
+    metrics["exact_match_greedy"] = _mean(self.task.exact(greedy))
+    tilt = self.config.get("reward_temperature", 0.0)
+    if tilt and self._is_small():
+      metrics |= self._against_target(params, base, tilt)
+    metrics["nfe"] = self.task.num_completion
+    return metrics
+
+  def sample(self, params, key, num_samples):
+    """`[num_samples, T]` canvases at temperature 1."""
+    prompts = self._prompts(num_samples)
+    return training.fetch(self._draw(params, key, prompts))
+
+  def figures(self, params, key, directory, history):
+    """Curves, and completions with their rewards."""
+    directory = pathlib.Path(directory)
+    samples = self.sample(params, key, NUM_WRITTEN)
+    rewards = self.task.reward(samples)
+    lines = [
+      json.dumps({"text": self.task.decode(row), "reward": float(reward)})
+      for row, reward in zip(samples, rewards, strict=True)
+    ]
+    (directory / "completions.jsonl").write_text("\n".join(lines) + "\n")
+    plots.curves(
+      directory / "training.png",
+      history,
+      (
+        ("eval/exact_match", "accuracy"),
+        "reward",
+        "ess_fraction",
+        "clip_fraction",
+        "kl",
+        "entropy",
+      ),
+    )
+
+  def _prompts(self, num):
+    return jnp.asarray(self.task.prompts(EVAL_SEED, num))
+
+  def _is_small(self):
+    return self.task.num_completion <= MAX_ENUMERATED
+
+  def _success(self, params):
+    """Exact mean probability of a right answer, or None."""
+    if not self._is_small() or self.task.all_prompts is None:
+      return None
+    canvases, owner, num = self._right
+    prob = np.exp(self._exact_log_prob(params, canvases))
+    return float(np.bincount(owner, prob, num).mean())
+
+  def _against_target(self, params, base, reward_temperature):
+    """The tilted law's accuracy, and KL where all outcomes are at hand."""
+    canvases, owner, num = self._right
+    prob = np.exp(self._exact_log_prob(base, canvases))
+    p = np.bincount(owner, prob, num)
+    # Right answers are worth one and others nothing.
+    rewards = np.unique(self.task.reward(canvases))
+    metrics = {}
+    if self.task.name != "countdown" and np.all(rewards == 1):
+      up = p * np.exp(1 / reward_temperature)
+      metrics["exact_match_target"] = {
+        "value": float((up / (up + 1 - p)).mean())
+      }
+    if self.task.name == "parity":
+      every = self.task.canvases(np.zeros(0, np.int32))
+      target = tasks.tilted(
+        self._exact_log_prob(base, every),
+        self.task.reward(every),
+        reward_temperature=reward_temperature,
+      )
+      for name, model in (("kl_target", params), ("kl_target_base", base)):
+        gap = target.log_prob - self._exact_log_prob(model, every)
+        metrics[name] = {"value": float(np.exp(target.log_prob) @ gap)}
+    return metrics
+
+  @functools.cached_property
+  def _right(self):
+    """Canvases of right answers, their prompts' numbers, and how many."""
+    prompts = self.task.all_prompts
+    if len(prompts) > self.config.num_eval:
+      prompts = self.task.prompts(EVAL_SEED, self.config.num_eval)
+    canvases, owner = [], []
+    for number, prompt in enumerate(prompts):
+      rows = self.task.canvases(prompt)
+      rows = rows[self.task.exact(rows)]
+      canvases.append(rows)
+      owner += [number] * len(rows)
+    return np.concatenate(canvases), np.array(owner), len(prompts)
+
+  def _exact_log_prob(self, params, canvases, chunk=64):
+    pad = -len(canvases) % chunk
+    rows = np.concatenate([canvases, np.repeat(canvases[:1], pad, axis=0)])
+    parts = [
+      training.fetch(self._log_prob(params, jnp.asarray(part)))
+      for part in np.split(rows, len(rows) // chunk)
+    ]
+    return np.concatenate(parts)[: len(canvases)].astype(np.float64)
+
+
+def _mean(values, exact=None):
+  values = np.asarray(values, np.float64)
+  return {
+    "value": float(values.mean()),
+    "se": float(values.std() / len(values) ** 0.5),
+    "exact": exact,
+  }

@@ -1,0 +1,81 @@
+"""The four generated tasks, as base policies and as problems of tuning.
+
+`arithmetic`: card T1, four sums of two residues, all to be right. `sudoku`: the
+base has seen six blanks, and is tuned on ten to twelve. `countdown`: an
+expression of three numbers that reaches a target. `parity`: eight bits with an
+even number of ones, the whole law enumerable.
+"""
+
+from collections.abc import Callable
+
+import ml_collections
+
+from experiments.masked_lm import defaults
+
+TASKS = {
+  "arithmetic": "modular",
+  "sudoku": "sudoku",
+  "countdown": "countdown",
+  "parity": "parity",
+}
+"""Names of config files, and of what `experiments.common.tasks` calls them."""
+
+WIDTHS = {"sudoku": 64, "countdown": 64}
+"""Of networks, where 32 is not enough."""
+
+BASE_STEPS = {"sudoku": 3000, "countdown": 3000, "parity": 600}
+
+
+def pretraining(system: str) -> ml_collections.ConfigDict:
+  """The config of a base policy."""
+  task = TASKS[system]
+  config = defaults.pretraining(system, {"kind": "task", "name": task})
+  _fit(config, system)
+  return config
+
+
+def tuning(
+  system: str, make: Callable[[str], ml_collections.ConfigDict]
+) -> ml_collections.ConfigDict:
+  """The config of one task under `defaults.gdpo` or `defaults.dmpo`."""
+  config = make(TASKS[system])
+  config.name = config.base.name = system
+  _fit(config.base, system)
+  if system == "parity":
+    # No prompt: one group, as large as the batch.
+    config.num_prompts, config.group_size = 1, 128
+  return config
+
+
+def smoke(config: ml_collections.ConfigDict) -> None:
+  """Shortens a run to a test of its parts."""
+  config.base.num_steps = 200
+  config.base.num_eval = 256
+  config.num_steps = 20
+  config.num_eval = 256
+  config.log_every = 5
+  config.eval_every = config.checkpoint_every = 10
+
+
+def pod(config: ml_collections.ConfigDict) -> None:
+  """A transformer and batches for a slice, with adapters; compiled only."""
+  net = config.base.net
+  net.width, net.num_layers, net.num_heads = 2048, 24, 16
+  net.compute_dtype, net.remat, net.head_chunk = "bfloat16", True, 4
+  config.base.batch_size = 1024
+  config.base.num_steps = 100_000
+  config.base.learning_rate = 3e-4
+  config.lora.rank = 128
+  config.lora.alpha = 64.0
+  config.num_prompts, config.group_size = 64, 16
+  config.elbo.num_nodes = 3
+  config.elbo.implementation = "scan"
+  config.inner_steps = 8
+  config.learning_rate = 1e-6
+  config.max_grad_norm = 0.2
+
+
+def _fit(config, system: str) -> None:
+  width = WIDTHS.get(system, 32)
+  config.net.width, config.net.num_heads = width, width // 16
+  config.num_steps = BASE_STEPS.get(system, config.num_steps)

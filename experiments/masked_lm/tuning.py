@@ -1,0 +1,328 @@
+"""Tunes a masked language model by a reward; GDPO and DMPO differ in the loss.
+
+One iteration: roll out `group_size` completions of each of `num_prompts`
+prompts on the device, have the host score them, and make `inner_steps`
+optimiser steps on them. The prompts of a group are consecutive rows, so that a
+group lies on one device.
+"""
+
+import tempfile
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from experiments.common import config as config_lib
+from experiments.masked_lm import corpora, report
+from experiments.masked_lm import experiment as base_lib
+from jdiff import ctmc, elbo, nets, training
+from jdiff.core import checks
+from jdiff.nets import lora
+
+LAWS = ("mid", "round", "floor", "bernoulli", "count")
+CACHES = ("none", "prefix", "dual")
+
+
+class Rollouts(NamedTuple):
+  """What one collection hands to the host, rows of a group consecutive.
+
+  Attributes:
+    samples: `[B, T]` int32.
+    log_policy: `[B]`, of the law sampled from.
+    log_ratio: `[B]`, `log p_ref - log p_policy` of the path where the order is
+      random, else None.
+  """
+
+  samples: jax.Array
+  log_policy: jax.Array
+  log_ratio: jax.Array | None
+
+
+class Policy(NamedTuple):
+  """The model, as losses see it.
+
+  Attributes:
+    logits_fn: Its `LogitsFn`.
+    options: Of ELBO estimates: `logits_fn`, `mask_id` and the like.
+    elbo_fn: `(params, key, tokens, valid=None) -> [B]`.
+    num_prompt: Sites of the prompt.
+    num_completion: Sites of the completion.
+  """
+
+  logits_fn: Callable[..., Any]
+  options: dict[str, Any]
+  elbo_fn: Callable[..., jax.Array]
+  num_prompt: int
+  num_completion: int
+
+
+class Objective(NamedTuple):
+  """A method: what its inner steps share, and the loss of one.
+
+  Attributes:
+    prepare: `(old, ref, keys [mu, B], rollouts, rewards [B]) -> batches`: a
+      pytree with a leading axis of inner steps. `old` and `ref` are parameters;
+      `keys` are those of the inner steps, or others if masks are not shared.
+    loss: `(params, key [B], batch) -> (per_example [B], info)`.
+  """
+
+  prepare: Callable[..., Any]
+  loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+
+
+def build(
+  config: ml_collections.ConfigDict,
+  make_objective: Callable[[Any, Policy], Objective],
+  corpus: corpora.Corpus | None = None,
+  base_params: Any = None,
+) -> training.Experiment:
+  """Joins base policy, sampler, reward and method into one experiment.
+
+  Args:
+    config: A config of `experiments/gdpo/` or `experiments/dmpo/`.
+    make_objective: `(config, policy) -> Objective`.
+    corpus: With a task, by default the one that `config.base.data` names.
+    base_params: Parameters to start from and to stay near, or a function that
+      makes them; by default those that `config.base` describes are loaded, or
+      trained here.
+
+  Raises:
+    ValueError: If a field's value is unknown or does not fit the others.
+  """
+  _check(config)
+  corpus = corpora.load(**config.base.data) if corpus is None else corpus
+  task = corpus.task
+  if task is None:
+    raise ValueError(
+      "config.base.data must be a task with a reward, got "
+      f"kind={config.base.data.kind!r}."
+    )
+  network = base_lib.make_network(config.base, corpus)
+  options = base_lib.network_options(config.base, network, corpus)
+  num_completion = corpus.length - corpus.num_prompt
+  policy = Policy(
+    network.apply,
+    options,
+    elbo.estimator(
+      law=_law(config.elbo),
+      num_prompt=corpus.num_prompt,
+      implementation=config.elbo.implementation,
+      **options,
+    ),
+    corpus.num_prompt,
+    num_completion,
+  )
+  objective = make_objective(config, policy)
+  sampler = _sampler(config.sampler, network, corpus)
+  size = config.num_prompts * config.group_size
+  optimizer = optax.chain(
+    optax.clip_by_global_norm(config.max_grad_norm),
+    optax.adam(config.learning_rate),
+  )
+  if base_params is None:
+    base_params = _base(config, corpus)
+
+  def base():
+    return base_params() if callable(base_params) else base_params
+
+  def full(params, ref):
+    """Parameters of the whole policy."""
+    if not config.lora.rank:
+      return params
+    return lora.attach(ref, params, alpha=config.lora.alpha)
+
+  def init(key):
+    key_adapters, key_state = jax.random.split(key)
+    ref = jax.tree.map(jnp.asarray, base())
+    params = ref
+    if config.lora.rank:
+      params = lora.init(key_adapters, ref, rank=config.lora.rank)
+    # A copy: the loop donates the state, which must hold no array twice.
+    return training.create(
+      key_state, jax.tree.map(jnp.copy, params), optimizer, ref
+    )
+
+  def batches(step):
+    prompts = task.prompts((config.seed, step), config.num_prompts)
+    return np.repeat(prompts, config.group_size, axis=0)
+
+  def collect(state, prompts):
+    key, _, _ = jax.random.split(training.step_key(state), 3)
+    keys = training.example_keys(key, size)
+    params = full(state.params, state.extra)
+    return state, sampler(params, keys, prompts, state.extra)
+
+  def host(rollouts):
+    return {
+      "reward": task.reward(rollouts.samples),
+      "exact": task.exact(rollouts.samples).astype(np.float32),
+    }
+
+  def step(state, batch):
+    rollouts, scores = batch
+    _, key_inner, key_old = jax.random.split(training.step_key(state), 3)
+    ref = state.extra
+
+    def inner_keys(key):
+      each = [key] * config.inner_steps
+      if config.elbo.fresh_masks:
+        each = list(jax.random.split(key, config.inner_steps))
+      return jnp.stack([training.example_keys(k, size) for k in each])
+
+    keys = inner_keys(key_inner)
+    old_keys = keys if config.elbo.shared_masks else inner_keys(key_old)
+    old = full(state.params, ref)
+    inner_batches = objective.prepare(
+      old, ref, old_keys, rollouts, scores["reward"]
+    )
+
+    def inner(state, xs):
+      keys, batch = xs
+
+      def mean_loss(params):
+        per_example, info = objective.loss(full(params, ref), keys, batch)
+        return per_example.mean(), info
+
+      (loss, info), grads = jax.value_and_grad(mean_loss, has_aux=True)(
+        state.params
+      )
+      info = {"loss": loss, "grad_norm": optax.tree.norm(grads), **info}
+      state = training.apply_gradients(
+        state, grads, optimizer, ema_decay=config.ema_decay
+      )
+      return state, info
+
+    count = state.step + 1
+    state, info = jax.lax.scan(inner, state, (keys, inner_batches))
+    metrics = {
+      "reward": scores["reward"].mean(),
+      "accuracy": scores["exact"].mean(),
+      "entropy": -rollouts.log_policy.mean() / num_completion,
+      # The first step's ratios are one; the last shows how far they went.
+      **{name: value[-1] for name, value in info.items()},
+      "tokens": jnp.int32(size * num_completion),
+    }
+    return state._replace(step=count), metrics
+
+  evaluator = report.Evaluator(config, corpus, network, base)
+  return training.Experiment(
+    init=init,
+    step=step,
+    evaluate=evaluator.evaluate,
+    apply=network.apply,
+    params=lambda state: (
+      lora.merge(full(state.ema, state.extra))
+      if config.lora.rank
+      else state.ema
+    ),
+    sample=evaluator.sample,
+    collect=collect,
+    host=host,
+    batches=batches,
+    figures=evaluator.figures,
+  )
+
+
+def _base(config, corpus):
+  """The parameters that tuning starts from, as NumPy arrays."""
+  base = ml_collections.ConfigDict(config.base.to_dict())
+  workdir = base.workdir
+  with base.unlocked():
+    del base.workdir
+    base.seed, base.variant = config.seed, "base"
+  base.lock()
+  experiment = base_lib.build(base, corpus)
+  with tempfile.TemporaryDirectory() as nowhere:
+    training.run(experiment, base, workdir or nowhere)
+    _, params, _ = training.load(workdir or nowhere)
+    return jax.device_get(params)
+
+
+def _law(config):
+  if config.law not in LAWS:
+    raise ValueError(
+      f"config.elbo.law must be one of {', '.join(LAWS)}, got {config.law!r}."
+    )
+  if config.law == "count":
+    return elbo.double_monte_carlo(config.num_nodes * config.num_masks)
+  return elbo.node_masks(config.num_nodes, config.num_masks, law=config.law)
+
+
+def _sampler(config, network: nets.Network, corpus: corpora.Corpus):
+  """`(params, keys, prompts, ref) -> Rollouts`; no gradient."""
+  shared: dict[str, Any] = dict(
+    logits_fn=network.apply,
+    length=corpus.length,
+    mask_id=corpus.num_tokens,
+    num_steps=config.num_steps or None,
+    temperature=config.temperature,
+  )
+
+  def any_order(params, keys, prompts, ref):
+    rollout = ctmc.rollout(
+      params,
+      keys,
+      num_samples=keys.shape[0],
+      prompt=prompts if corpus.num_prompt else None,
+      ref_params=ref,
+      **shared,
+    )
+    return Rollouts(rollout.samples, rollout.log_policy, rollout.log_ratio)
+
+  def by_confidence(params, keys, prompts, ref):
+    del ref
+    decoded = ctmc.decode(
+      params,
+      keys,
+      prompts if corpus.num_prompt else None,
+      num_samples=keys.shape[0],
+      block_size=config.block_size or None,
+      cache=None if config.cache == "none" else config.cache,
+      cached_fn=network.apply_cached,
+      init_cache=network.init_cache,
+      **shared,
+    )
+    return Rollouts(decoded.samples, decoded.log_policy, None)
+
+  if config.cache not in CACHES:
+    raise ValueError(
+      f"config.sampler.cache must be one of {', '.join(CACHES)}, got "
+      f"{config.cache!r}."
+    )
+  if config.order == "confidence":
+    return by_confidence
+  if config.order != "random":
+    raise ValueError(
+      "config.sampler.order must be 'random' or 'confidence', got "
+      f"{config.order!r}."
+    )
+  if config.block_size or config.cache != "none":
+    raise ValueError(
+      "config.sampler.block_size and cache need order='confidence', got "
+      f"block_size={config.block_size} and cache={config.cache!r} with "
+      "order='random'."
+    )
+  return any_order
+
+
+def _check(config) -> None:
+  config_lib.check_counts(
+    config,
+    "num_prompts",
+    "inner_steps",
+    "elbo.num_nodes",
+    "elbo.num_masks",
+    "num_eval",
+  )
+  checks.check_int("config.group_size", config.group_size, 2)
+  checks.check_int("config.lora.rank", config.lora.rank, 0)
+  for name in ("num_steps", "block_size"):
+    checks.check_int(f"config.sampler.{name}", config.sampler[name], 0)
+  config_lib.check_range(config, "ema_decay", 0, 1)
+  checks.check_finite(
+    "config.sampler.temperature", config.sampler.temperature, positive=True
+  )
