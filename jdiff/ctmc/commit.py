@@ -118,8 +118,7 @@ def num_confident(
       `1 - factor / (n + 1)`; or None.
 
   Source:
-    Wu et al., "Fast-dLLM" (arXiv:2505.22618), sec. 3.3. Its released code
-    stops at the first `n` that fails; this is the paper's largest `n`.
+    Wu et al., "Fast-dLLM" (arXiv:2505.22618).
   """
   if threshold is not None:
     return jnp.sum(masked & (score > threshold), axis=1, dtype=jnp.int32)

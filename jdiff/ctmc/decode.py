@@ -158,7 +158,7 @@ def decode(
       f"the prompt fills the canvas of length {length}; pass a longer length."
     )
   block_size, counts = _block_plan(num_sites, block_size, num_steps)
-  temperature = _check_law(temperature, guidance, min_p, num_prompt)
+  temperature, guidance = _check_law(temperature, guidance, min_p, num_prompt)
   _check_order(order, threshold, factor, defer_eos)
   _check_eos(eos_id, mask_id, forbid_eos, defer_eos, stop_at_eos)
   _check_cache(cache, cached_fn, init_cache)
@@ -266,12 +266,12 @@ def _check_law(temperature, guidance, min_p, num_prompt):
   temperature = checks.check_finite("temperature", temperature)
   if checks.is_concrete(temperature) and temperature < 0:
     raise ValueError(f"temperature must be >= 0, got {temperature}.")
-  checks.check_finite("guidance", guidance)
+  guidance = checks.check_finite("guidance", guidance)
   if not _is_zero(guidance) and not num_prompt:
     raise ValueError(f"guidance={guidance} needs a prompt, got none.")
   if not 0 <= min_p < 1:
     raise ValueError(f"min_p must lie in [0, 1), got {min_p}.")
-  return temperature
+  return temperature, guidance
 
 
 def _check_order(order, threshold, factor, defer_eos):
