@@ -19,7 +19,7 @@ CONSTRAINTS := constraints/$(if $(filter 3.11,$(VERSION)),py311,py312).txt
 STAMP := $(VENV)/.made-$(or $(VERSION),unknown)
 RUN := $(VENV)/bin/python
 
-.PHONY: venv demo test test-quick lint
+.PHONY: venv demo test test-quick test-thorough lint
 venv: $(STAMP)
 
 demo: venv
@@ -30,7 +30,12 @@ test: venv
 	@$(RUN) -m pytest -n 2 --dist loadfile $(TESTFLAGS)
 
 test-quick: venv
-	@$(RUN) -m pytest -n 2 --dist loadfile -m "not slow" $(TESTFLAGS)
+	@$(RUN) -m pytest -n 2 --dist loadfile -m "not slow and not thorough" \
+	  $(TESTFLAGS)
+
+# With the cases that test leaves out: every variant of every config.
+test-thorough: venv
+	@$(RUN) -m pytest -n 2 --dist loadfile -m "" $(TESTFLAGS)
 
 lint: venv
 	@$(RUN) -m ruff check .

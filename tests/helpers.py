@@ -5,6 +5,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 
 def table_logits(length, num_tokens):
@@ -94,3 +95,17 @@ def perturbed(params, seed, scale):
     for p, k in zip(leaves, keys, strict=True)
   ]
   return jax.tree.unflatten(tree, noisy)
+
+
+def variants(modules, first=("smoke", "pod")):
+  """Parameters `(module, variant)`: some of them, and the rest if thorough."""
+  return [
+    pytest.param(
+      module,
+      name,
+      id=f"{label}-{name}",
+      marks=() if name in first else pytest.mark.thorough,
+    )
+    for label, module in modules.items()
+    for name in module.VARIANTS
+  ]

@@ -19,6 +19,7 @@ from experiments.common import data as data_lib
 from experiments.common import features, metrics
 from jdiff import ot, training
 from jdiff.training import program as program_lib
+from tests.helpers import variants
 
 MODULES = {
   "checkerboard": checkerboard,
@@ -50,23 +51,22 @@ def few_samples(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:pairing with a bias")
-@pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
-def test_every_variant_traces(module, tmp_path):
+@pytest.mark.parametrize("module, name", variants(MODULES))
+def test_a_variant_traces(module, name, tmp_path):
   mesh = training.make_mesh(devices=jax.devices()[:1])
-  for name in module.VARIANTS:
-    config = module.get_config(name)
-    if config.coupling.table:
-      config.coupling.table = str(tmp_path / "table.npz")
-      config.coupling.pairs_per_point = 2
-    built = experiment.build(config, data_lib.stand_in(config.data.name))
-    program = program_lib.compile_experiment(built, mesh)
-    with jax.set_mesh(mesh):
-      batch = built.batches(0) if built.batches else None
-      if built.collect:
-        _, pairs = jax.eval_shape(program.collect, program.abstract, batch)
-        batch = pairs, np.zeros(config.batch_size, np.int32)
-      _, result = jax.eval_shape(program.step, program.abstract, batch)
-    assert {"loss", "pair_cost"} <= set(result)
+  config = module.get_config(name)
+  if config.coupling.table:
+    config.coupling.table = str(tmp_path / "table.npz")
+    config.coupling.pairs_per_point = 2
+  built = experiment.build(config, data_lib.stand_in(config.data.name))
+  program = program_lib.compile_experiment(built, mesh)
+  with jax.set_mesh(mesh):
+    batch = built.batches(0) if built.batches else None
+    if built.collect:
+      _, pairs = jax.eval_shape(program.collect, program.abstract, batch)
+      batch = pairs, np.zeros(config.batch_size, np.int32)
+    _, result = jax.eval_shape(program.step, program.abstract, batch)
+  assert {"loss", "pair_cost"} <= set(result)
 
 
 def short(config, **fields):

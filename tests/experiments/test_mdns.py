@@ -10,18 +10,20 @@ from experiments.common import plots
 from experiments.mdns import experiment, ising, potts
 from jdiff import training
 from jdiff.training import program as program_lib
+from tests.helpers import variants
 
 
-@pytest.mark.parametrize("module", [ising, potts], ids=["ising", "potts"])
-def test_every_variant_traces(module):
+@pytest.mark.parametrize(
+  "module, name", variants({"ising": ising, "potts": potts})
+)
+def test_a_variant_traces(module, name):
   mesh = training.make_mesh(devices=jax.devices()[:1])
-  for name in module.VARIANTS:
-    config = module.get_config(name)
-    program = program_lib.compile_experiment(training.build(config), mesh)
-    with jax.set_mesh(mesh):
-      state, metrics = jax.eval_shape(program.step, program.abstract, None)
-    assert state.params.keys() == program.abstract.params.keys()
-    assert {"loss", "ess_fraction", "log_z"} <= set(metrics)
+  config = module.get_config(name)
+  program = program_lib.compile_experiment(training.build(config), mesh)
+  with jax.set_mesh(mesh):
+    state, metrics = jax.eval_shape(program.step, program.abstract, None)
+  assert state.params.keys() == program.abstract.params.keys()
+  assert {"loss", "ess_fraction", "log_z"} <= set(metrics)
 
 
 def steps(config, num, devices):
