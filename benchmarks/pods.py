@@ -3,10 +3,11 @@
   python -m benchmarks.pods [topology [system ...]]   # needs the extra "plan"
 
 Systems: mdns, alignflow (or one of its sets), solve (the semi-discrete dual of
-ImageNet's latents).
+ImageNet's latents), masked_lm (or text, gdpo, dmpo).
 
-Prints bytes a chip of one training step, as XLA's memory analysis has them. No
-time is measured, and a step that does not fit fails to compile.
+Prints bytes a chip of one training step, as XLA's memory analysis has them, and
+of the collection before it where there is one. No time is measured, and a step
+that does not fit fails to compile.
 """
 
 import functools
@@ -38,6 +39,13 @@ from experiments.alignflow import (  # noqa: E402
 )
 from experiments.alignflow import experiment as alignflow  # noqa: E402
 from experiments.common import data as data_lib  # noqa: E402
+from experiments.dmpo import arithmetic as dmpo_arithmetic  # noqa: E402
+from experiments.dmpo import experiment as dmpo  # noqa: E402
+from experiments.gdpo import arithmetic as gdpo_arithmetic  # noqa: E402
+from experiments.gdpo import experiment as gdpo  # noqa: E402
+from experiments.masked_lm import corpora  # noqa: E402
+from experiments.masked_lm import experiment as masked_lm  # noqa: E402
+from experiments.masked_lm import text as masked_lm_text  # noqa: E402
 from experiments.mdns import ising, potts  # noqa: E402
 from jdiff import ot, training  # noqa: E402
 
@@ -48,6 +56,7 @@ FLOWS = {
   "cifar10": cifar10,
   "imagenet_latents": imagenet_latents,
 }
+TUNED = {"gdpo": (gdpo, gdpo_arithmetic), "dmpo": (dmpo, dmpo_arithmetic)}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all")
 
 
@@ -73,16 +82,34 @@ def alignflow_steps(devices, names=tuple(FLOWS)):
     train_step(config, built, devices, batch)
 
 
+def masked_lm_steps(devices, names=("text", *TUNED)):
+  for name in names:
+    if name == "text":
+      config = masked_lm_text.get_config("pod")
+      built = masked_lm.build(config)
+    else:
+      experiment, module = TUNED[name]
+      config = module.get_config("pod")
+      config.name = f"{name} {config.name}"
+      corpus = corpora.load(**config.base.data)
+      network = masked_lm.make_network(config.base, corpus)
+      # In place of a trained base.
+      zeros = functools.partial(make_zeros, network.init)
+      built = experiment.build(config, corpus=corpus, base_params=zeros)
+    train_step(config, built, devices, built.batches(0))
+
+
+def make_zeros(init):
+  abstract = jax.eval_shape(init, jax.eval_shape(jax.random.key, 0))
+  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract)
+
+
 def train_step(config, experiment, devices, batch=None):
   mesh = training.make_mesh(config.mesh.data, config.mesh.fsdp, devices=devices)
   program = training.compile_experiment(experiment, mesh)
-  with jax.set_mesh(mesh):
-    state = jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      program.abstract,
-      program.shardings,
-    )
-    batch = jax.tree.map(
+
+  def on_mesh(batch):
+    return jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(
         x.shape,
         x.dtype,
@@ -92,6 +119,22 @@ def train_step(config, experiment, devices, batch=None):
       ),
       batch,
     )
+
+  with jax.set_mesh(mesh):
+    state = jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      program.abstract,
+      program.shardings,
+    )
+    batch = on_mesh(batch)
+    if program.collect is not None:
+      lowered = program.collect.lower(state, batch)
+      describe(f"{config.name} pod, collection", lowered)
+      _, rollout = jax.eval_shape(program.collect, state, batch)
+      arrays = experiment.host(
+        jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), rollout)
+      )
+      batch = on_mesh((rollout, jax.eval_shape(lambda: arrays)))
     describe(f"{config.name} pod", program.step.lower(state, batch))
 
 
@@ -141,9 +184,18 @@ def describe(name, lowered):
   )
 
 
-SYSTEMS = {"mdns": mdns, "alignflow": alignflow_steps, "solve": solve}
+SYSTEMS = {
+  "mdns": mdns,
+  "alignflow": alignflow_steps,
+  "solve": solve,
+  "masked_lm": masked_lm_steps,
+}
 SYSTEMS |= {
   name: functools.partial(alignflow_steps, names=(name,)) for name in FLOWS
+}
+SYSTEMS |= {
+  name: functools.partial(masked_lm_steps, names=(name,))
+  for name in ("text", *TUNED)
 }
 
 
@@ -152,7 +204,7 @@ def main(topology, names):
     platform="tpu", topology_name=topology
   ).devices
   print(f"{len(devices)} chips of {topology}")
-  for name in names or ("mdns", "alignflow", "solve"):
+  for name in names or ("mdns", "alignflow", "solve", "masked_lm"):
     SYSTEMS[name](devices)
 
 

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from experiments.common import config as config_lib
 from experiments.masked_lm import tuning
 from jdiff import training
+from jdiff.core import checks
 from jdiff.methods import dmpo, gdpo
 
 RATIOS = ("path", "elbo")
@@ -29,6 +31,17 @@ def build(config: ml_collections.ConfigDict, **parts) -> training.Experiment:
       f"exact probabilities; got order={config.sampler.order!r}, pass "
       "ratio='elbo'."
     )
+  if config.baseline not in dmpo.BASELINES:
+    raise ValueError(
+      f"config.baseline must be one of {dmpo.BASELINES}, got "
+      f"{config.baseline!r}."
+    )
+  checks.check_finite(
+    "config.reward_temperature", config.reward_temperature, positive=True
+  )
+  checks.check_finite("config.baseline_strength", config.baseline_strength)
+  for name in ("coefficient", "min_ess_fraction"):
+    config_lib.check_range(config, name, 0, 1)
   return tuning.build(config, _objective, **parts)
 
 

@@ -22,6 +22,12 @@ def build(config: ml_collections.ConfigDict, **parts) -> training.Experiment:
     raise ValueError(
       f"config.loss must be one of {LOSSES}, got {config.loss!r}."
     )
+  if config.ratio_norm not in ("length", "none"):
+    raise ValueError(
+      "config.ratio_norm must be 'length' or 'none', got "
+      f"{config.ratio_norm!r}."
+    )
+  gdpo.check_options(config.clip, config.kl_weight, config.kl, "the base", "")
   make = _gdpo if config.loss == "gdpo" else _diffu_grpo
   return tuning.build(config, make, **parts)
 

@@ -135,6 +135,8 @@ def dmpo(task: str, **options) -> ml_collections.ConfigDict:
   config.skip_tied = False
   # log p_ref / p_rollout: of the "path", exact, or a difference of "elbo"s.
   config.ratio = "path"
+  # A small group's weights are noisy; the average of the iterates is not.
+  config.ema_decay = 0.99
   config.num_steps = 480
   config.eval_every = 120
   return config

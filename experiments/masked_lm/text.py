@@ -65,6 +65,8 @@ VARIANTS = {
     "net.num_heads": 16,
     "net.remat": True,
     "net.head_chunk": 256,
-    "batch_size": 512,
+    "batch_size": 256,
+    "num_masks": 1,
+    "mesh.fsdp": 16,
   },
 }

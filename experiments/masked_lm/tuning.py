@@ -293,6 +293,7 @@ def _sampler(config, network: nets.Network, corpus: corpora.Corpus):
       f"config.sampler.cache must be one of {', '.join(CACHES)}, got "
       f"{config.cache!r}."
     )
+  _check_steps(config, corpus.length - corpus.num_prompt)
   if config.order == "confidence":
     return by_confidence
   if config.order != "random":
@@ -309,6 +310,26 @@ def _sampler(config, network: nets.Network, corpus: corpora.Corpus):
   return any_order
 
 
+def _check_steps(config, num_sites: int) -> None:
+  """Raises unless blocks and steps fill a completion of `num_sites`.
+
+  The sampler would say so too, but only after the base has been trained.
+  """
+  block_size = config.block_size or num_sites
+  if num_sites % block_size:
+    raise ValueError(
+      "config.sampler.block_size must divide the completion of "
+      f"{num_sites} sites, got {block_size}."
+    )
+  num_blocks = num_sites // block_size
+  num_steps = config.num_steps or num_sites
+  if num_steps % num_blocks or num_steps > num_sites:
+    raise ValueError(
+      f"config.sampler.num_steps must be a multiple of the {num_blocks} blocks "
+      f"and at most the {num_sites} sites, got {num_steps}."
+    )
+
+
 def _check(config) -> None:
   config_lib.check_counts(
     config,
@@ -319,6 +340,11 @@ def _check(config) -> None:
     "num_eval",
   )
   checks.check_int("config.group_size", config.group_size, 2)
+  if config.elbo.implementation not in ("batch", "scan"):
+    raise ValueError(
+      "config.elbo.implementation must be 'batch' or 'scan', got "
+      f"{config.elbo.implementation!r}."
+    )
   checks.check_int("config.lora.rank", config.lora.rank, 0)
   for name in ("num_steps", "block_size"):
     checks.check_int(f"config.sampler.{name}", config.sampler[name], 0)

@@ -151,7 +151,7 @@ def decode(
   """
   num_samples = _num_samples(prompt, num_samples)
   checks.check_int("length", length)
-  canvas, num_prompt = reveal._canvas(prompt, num_samples, length, mask_id)
+  canvas, num_prompt = reveal.prompted_canvas(prompt, num_samples, length, mask_id)
   num_sites = length - num_prompt
   if not num_sites:
     raise ValueError(
@@ -168,7 +168,7 @@ def decode(
   )
   key_tokens, priority = keys, None
   if order == "random":
-    key_order, key_tokens = reveal._split_each(keys)
+    key_order, key_tokens = reveal.split_each(keys)
     ranks = jax.vmap(lambda k: jax.random.permutation(k, num_sites))(key_order)
     priority = ranks.astype(jnp.float32)
   eos = -1 if eos_id is None else eos_id

@@ -75,7 +75,7 @@ def rollout(
   checks.check_int("length", length)
   checks.check_finite("temperature", temperature, positive=True)
   keys = keys_lib.per_example(key, num_samples)
-  canvas, num_prompt = _canvas(prompt, num_samples, length, mask_id)
+  canvas, num_prompt = prompted_canvas(prompt, num_samples, length, mask_id)
   num_tokens, dtype = logits_lib.validate(
     logits_fn, params, length=length, mask_id=mask_id
   )
@@ -101,7 +101,7 @@ def rollout(
   law = orders.as_order(
     order, free, None if schedule is not None else num_steps
   )
-  key_order, key_tokens = _split_each(keys)
+  key_order, key_tokens = split_each(keys)
   policy = logits_lib.forbid_mask(logits_fn, mask_id)
   reveal = _Reveal(
     functools.partial(policy, params), ref, key_tokens, temperature
@@ -241,7 +241,8 @@ def pick(log_probs: jax.Array, tokens: jax.Array) -> jax.Array:
   return jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0]
 
 
-def _canvas(prompt, num_samples, length, mask_id):
+def prompted_canvas(prompt, num_samples, length, mask_id):
+  """`(canvas [N, L], num_prompt)`: masks behind the prompt, if there is one."""
   canvas = jnp.full((num_samples, length), mask_id, jnp.int32)
   if prompt is None:
     return canvas, 0
@@ -258,6 +259,7 @@ def _canvas(prompt, num_samples, length, mask_id):
   return canvas.at[:, :num_prompt].set(prompt.astype(jnp.int32)), num_prompt
 
 
-def _split_each(keys):
+def split_each(keys):
+  """Two keys from each of `[N]`."""
   pairs = jax.vmap(jax.random.split)(keys)
   return pairs[:, 0], pairs[:, 1]
