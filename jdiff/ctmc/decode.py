@@ -151,7 +151,9 @@ def decode(
   """
   num_samples = _num_samples(prompt, num_samples)
   checks.check_int("length", length)
-  canvas, num_prompt = reveal.prompted_canvas(prompt, num_samples, length, mask_id)
+  canvas, num_prompt = reveal.prompted_canvas(
+    prompt, num_samples, length, mask_id
+  )
   num_sites = length - num_prompt
   if not num_sites:
     raise ValueError(
