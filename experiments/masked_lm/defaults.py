@@ -102,6 +102,8 @@ def tuning(system: str, task: str, **options) -> ml_collections.ConfigDict:
 
   config.num_steps = 120
   config.learning_rate = 5e-4
+  # Share of the rate that a cosine ends with; 1 keeps it.
+  config.final_rate = 1.0
   config.max_grad_norm = 1.0
   config.ema_decay = 0.0
   config.num_eval = 2048
@@ -135,9 +137,10 @@ def dmpo(task: str, **options) -> ml_collections.ConfigDict:
   config.skip_tied = False
   # log p_ref / p_rollout: of the "path", exact, or a difference of "elbo"s.
   config.ratio = "path"
-  # A small group's weights are noisy; the average of the iterates is not.
-  config.ema_decay = 0.99
   config.num_steps = 480
+  # The loss balances the policies that roll out, noise of their parameters
+  # included: only as steps shrink do they become the tilted law.
+  config.final_rate = 0.01
   config.eval_every = 120
   return config
 

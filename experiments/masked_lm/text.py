@@ -11,7 +11,7 @@ takes a UTF-8 file, or a `.jsonl` whose rows have a field `"text"`.
 | smoke | 2 layers of width 64, 64 characters, 100 steps | 2 cores |
 | cpu | 4 layers of width 128, 128 characters, 1500 steps | 2 cores |
 | paper | 12 layers of width 768, 256 characters | 1 GPU; not run |
-| pod | 24 layers of width 2048, 1024 characters, bfloat16 | v5e:4x4, compiled only |
+| pod | 24 layers of width 1024, 1024 characters, bfloat16 | v5e:4x4, compiled only |
 """  # noqa: E501
 
 from experiments.common import config as config_lib
@@ -60,13 +60,12 @@ VARIANTS = {
   "pod": {
     **_PAPER,
     "data.length": 1024,
-    "net.width": 2048,
+    "net.width": 1024,
     "net.num_layers": 24,
     "net.num_heads": 16,
     "net.remat": True,
     "net.head_chunk": 256,
     "batch_size": 256,
     "num_masks": 1,
-    "mesh.fsdp": 16,
   },
 }

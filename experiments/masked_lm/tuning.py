@@ -121,7 +121,13 @@ def build(
   size = config.num_prompts * config.group_size
   optimizer = optax.chain(
     optax.clip_by_global_norm(config.max_grad_norm),
-    optax.adam(config.learning_rate),
+    optax.adam(
+      optax.cosine_decay_schedule(
+        config.learning_rate,
+        config.num_steps * config.inner_steps,
+        config.final_rate,
+      )
+    ),
   )
   if base_params is None:
     base_params = _base(config, corpus)
@@ -348,7 +354,8 @@ def _check(config) -> None:
   checks.check_int("config.lora.rank", config.lora.rank, 0)
   for name in ("num_steps", "block_size"):
     checks.check_int(f"config.sampler.{name}", config.sampler[name], 0)
-  config_lib.check_range(config, "ema_decay", 0, 1)
+  for name in ("ema_decay", "final_rate"):
+    config_lib.check_range(config, name, 0, 1)
   checks.check_finite(
     "config.sampler.temperature", config.sampler.temperature, positive=True
   )
