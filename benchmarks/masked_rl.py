@@ -18,16 +18,15 @@ import tempfile
 
 import numpy as np
 
-from experiments.dmpo import variants as dmpo
-from experiments.gdpo import variants as gdpo
+from experiments.masked_lm import defaults, systems
 from jdiff import training
 
 VARIANTS = {
-  "GDPO": (gdpo, {}),
-  "GDPO, independent masks": (gdpo, {"elbo.shared_masks": False}),
-  "GDPO, double Monte Carlo": (gdpo, {"elbo.law": "count"}),
-  "diffu-GRPO": (gdpo, {"loss": "diffu_grpo", "inner_steps": 8}),
-  "DMPO": (dmpo, {}),
+  "GDPO": (defaults.gdpo, {}),
+  "GDPO, independent masks": (defaults.gdpo, {"elbo.shared_masks": False}),
+  "GDPO, double Monte Carlo": (defaults.gdpo, {"elbo.law": "count"}),
+  "diffu-GRPO": (defaults.gdpo, {"loss": "diffu_grpo", "inner_steps": 8}),
+  "DMPO": (defaults.dmpo, {}),
 }
 
 ROWS = {
@@ -40,8 +39,8 @@ ROWS = {
 
 def run(system, name, seed, directory):
   """The report and the records of one run."""
-  module, changes = ROWS[system][name]
-  config = module.get_config(system, "cpu")
+  make, changes = ROWS[system][name]
+  config = systems.get_config(system, "cpu", make)
   config.update_from_flattened_dict(changes)
   config.seed = seed
   config.base.workdir = str(directory / system / f"base_{seed}")

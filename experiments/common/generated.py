@@ -36,6 +36,7 @@ class Task(NamedTuple):
     completions: `(prompt [P]) -> [N, L]`, all that matter, each once; each task
       says which those are.
     all_prompts: `[N, P]`, or None where they are too many.
+    binary: Whether the reward is 1 where all is right and 0 elsewhere.
   """
 
   name: str
@@ -49,6 +50,7 @@ class Task(NamedTuple):
   log_prob: Callable[[np.ndarray], np.ndarray]
   completions: Callable[[np.ndarray], np.ndarray]
   all_prompts: np.ndarray | None = None
+  binary: bool = False
 
   @property
   def length(self) -> int:
@@ -146,6 +148,7 @@ def make(name, num_prompt, num_completion, vocab, **parts) -> Task:
     log_prob=on_tokens(parts["log_prob"], np.float64),
     completions=completions,
     all_prompts=None if everything is None else everything.astype(np.int32),
+    binary=parts["reward"] is parts["exact"],
   )
 
 

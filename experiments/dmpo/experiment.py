@@ -2,8 +2,6 @@
 
 import functools
 
-import jax
-import jax.numpy as jnp
 import ml_collections
 
 from experiments.common import config as config_lib
@@ -48,16 +46,16 @@ def build(config: ml_collections.ConfigDict, **parts) -> training.Experiment:
 def _objective(config, policy: tuning.Policy) -> tuning.Objective:
   groups = (config.num_prompts, config.group_size)
 
-  def prepare(old, ref, keys, rollouts, rewards):
+  def prepare(old, ref, keys, rollout, rewards):
     elbos = functools.partial(
-      gdpo.old_elbos, samples=rollouts.samples, elbo_fn=policy.elbo_fn
+      gdpo.old_elbos, samples=rollout.samples, elbo_fn=policy.elbo_fn
     )
-    log_ratio = rollouts.log_ratio
+    log_ratio = rollout.log_ratio
     if config.ratio == "elbo":
       # Averaged over the masks of all inner steps, the same for both models.
       log_ratio = (elbos(ref, keys) - elbos(old, keys)).mean(axis=0)
     batch = dmpo.make_batch(
-      rollouts.samples,
+      rollout.samples,
       log_ratio.reshape(groups),
       rewards.reshape(groups),
       reward_temperature=config.reward_temperature,
@@ -65,9 +63,7 @@ def _objective(config, policy: tuning.Policy) -> tuning.Objective:
       min_ess_fraction=config.min_ess_fraction or None,
       skip_tied=config.skip_tied,
     )
-    batch = jax.tree.map(
-      lambda x: jnp.broadcast_to(x[None], (config.inner_steps, *x.shape)), batch
-    )
+    batch = tuning.over_steps(batch, config.inner_steps)
     if config.baseline == "model":
       batch = batch._replace(elbo_old=elbos(old, keys))
     return batch

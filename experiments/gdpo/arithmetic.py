@@ -6,13 +6,13 @@
 | variant | what |
 |---|---|
 | smoke | a short base and 20 iterations: the parts, no result |
-| cpu | the whole run on two cores |
-| pod | 24 layers of width 2048 with adapters; compiled only |
+| cpu | two cores, a base of 1 to 2 min and then 80 s: exact_match 0.95 |
+| pod | 24 layers of width 2048 with adapters; compiled for v5e:4x4 |
 """
 
-from experiments.gdpo import variants
+from experiments.masked_lm import defaults, systems
 
 
 def get_config(variant: str = "cpu"):
   """The config of one variant; see the module's table."""
-  return variants.get_config("arithmetic", variant)
+  return systems.get_config("arithmetic", variant, defaults.gdpo)

@@ -33,10 +33,10 @@ def build(config: ml_collections.ConfigDict, **parts) -> training.Experiment:
 
 
 def _gdpo(config, policy: tuning.Policy) -> tuning.Objective:
-  def prepare(old, ref, keys, rollouts, rewards):
+  def prepare(old, ref, keys, rollout, rewards):
     num_rows = rewards.shape[0]
     batch = gdpo.Batch(
-      rollouts.samples,
+      rollout.samples,
       _advantages(config, rewards),
       jax.numpy.full(num_rows, policy.num_completion),
       None,
@@ -44,10 +44,10 @@ def _gdpo(config, policy: tuning.Policy) -> tuning.Objective:
     elbos = functools.partial(
       gdpo.old_elbos,
       keys=keys,
-      samples=rollouts.samples,
+      samples=rollout.samples,
       elbo_fn=policy.elbo_fn,
     )
-    return _over_steps(batch, config.inner_steps)._replace(
+    return tuning.over_steps(batch, config.inner_steps)._replace(
       elbo_old=elbos(old), elbo_ref=elbos(ref) if config.kl_weight else None
     )
 
@@ -67,17 +67,17 @@ def _diffu_grpo(config, policy: tuning.Policy) -> tuning.Objective:
     num_prompt=policy.num_prompt, **policy.options
   )
 
-  def prepare(old, ref, keys, rollouts, rewards):
+  def prepare(old, ref, keys, rollout, rewards):
     batch = diffu_grpo.Batch(
-      rollouts.samples, _advantages(config, rewards, normalise_std=True), None
+      rollout.samples, _advantages(config, rewards, normalise_std=True), None
     )
     log_probs = functools.partial(
       gdpo.old_elbos,
       keys=keys,
-      samples=rollouts.samples,
+      samples=rollout.samples,
       elbo_fn=log_probs_fn,
     )
-    return _over_steps(batch, config.inner_steps)._replace(
+    return tuning.over_steps(batch, config.inner_steps)._replace(
       log_probs_old=log_probs(old),
       log_probs_ref=log_probs(ref) if config.kl_weight else None,
     )
@@ -97,10 +97,3 @@ def _advantages(config, rewards, normalise_std=False):
   return gdpo.group_advantages(
     groups, normalise_std=normalise_std or config.normalise_std
   ).reshape(-1)
-
-
-def _over_steps(batch, num_steps):
-  """Each leaf once for every inner step."""
-  return jax.tree.map(
-    lambda x: jax.numpy.broadcast_to(x[None], (num_steps, *x.shape)), batch
-  )

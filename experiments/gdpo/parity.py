@@ -6,13 +6,13 @@
 | variant | what |
 |---|---|
 | smoke | a short base and 20 iterations: the parts, no result |
-| cpu | the whole run on two cores |
-| pod | 24 layers of width 2048 with adapters; compiled only |
+| cpu | the whole run on two cores; not measured |
+| pod | 24 layers of width 2048 with adapters; not run |
 """
 
-from experiments.gdpo import variants
+from experiments.masked_lm import defaults, systems
 
 
 def get_config(variant: str = "cpu"):
   """The config of one variant; see the module's table."""
-  return variants.get_config("parity", variant)
+  return systems.get_config("parity", variant, defaults.gdpo)

@@ -83,8 +83,8 @@ def text(
   checks.check_int("length", length, 2)
   if not 0 < test_share < 1:
     raise ValueError(f"test_share must lie in (0, 1), got {test_share}.")
-  symbols, tokens = np.unique(list(content), return_inverse=True)
-  tokens = tokens.astype(np.int32)
+  tokenizer = text_lib.characters([content])
+  tokens = tokenizer.encode(content)
   cut = int(len(tokens) * (1 - test_share))
   if min(cut, len(tokens) - cut) < length:
     raise ValueError(
@@ -97,17 +97,13 @@ def text(
     start = rng.integers(0, len(part) - length + 1, size)
     return part[start[:, None] + np.arange(length)]
 
-  def decode(row):
-    names = [*symbols, "_"]
-    return "".join(names[int(i)] for i in row)
-
   return Corpus(
     0,
     length,
-    len(symbols),
+    tokenizer.vocab_size,
     lambda seed, step, size: windows(tokens[:cut], seed, step, size),
     lambda size: windows(tokens[cut:], 0, 0, size),
-    decode,
+    tokenizer.decode,
   )
 
 

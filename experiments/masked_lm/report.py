@@ -143,16 +143,13 @@ class Evaluator:
     canvases, owner, num = self._right
     prob = np.exp(self._exact_log_prob(base, canvases))
     p = np.bincount(owner, prob, num)
-    # Right answers are worth one and others nothing.
-    rewards = np.unique(self.task.reward(canvases))
     metrics = {}
-    if self.task.name != "countdown" and np.all(rewards == 1):
+    if self.task.binary:
       up = p * np.exp(1 / reward_temperature)
-      metrics["exact_match_target"] = {
-        "value": float((up / (up + 1 - p)).mean())
-      }
-    if self.task.name == "parity":
-      every = self.task.canvases(np.zeros(0, np.int32))
+      share = up / (up + 1 - p)
+      metrics["exact_match_target"] = {"value": float(share.mean())}
+    every = self._everything
+    if every is not None:
       target = tasks.tilted(
         self._exact_log_prob(base, every),
         self.task.reward(every),
@@ -176,6 +173,16 @@ class Evaluator:
       canvases.append(rows)
       owner += [number] * len(rows)
     return np.concatenate(canvases), np.array(owner), len(prompts)
+
+  @functools.cached_property
+  def _everything(self):
+    """All canvases of a task of one prompt, if its completions are all."""
+    prompts = self.task.all_prompts
+    if prompts is None or len(prompts) != 1:
+      return None
+    canvases = self.task.canvases(prompts[0])
+    num_states = len(self.task.vocab) ** self.task.num_completion
+    return canvases if len(canvases) == num_states else None
 
   def _exact_log_prob(self, params, canvases, chunk=64):
     pad = -len(canvases) % chunk

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import ml_collections
 
+from experiments.common import config as config_lib
 from experiments.masked_lm import defaults
 
 TASKS = {
@@ -32,6 +33,26 @@ def pretraining(system: str) -> ml_collections.ConfigDict:
   config = defaults.pretraining(system, {"kind": "task", "name": task})
   _fit(config, system)
   return config
+
+
+def get_config(
+  system: str, variant: str, make: Callable[[str], ml_collections.ConfigDict]
+) -> ml_collections.ConfigDict:
+  """A variant of one task under `defaults.gdpo` or `defaults.dmpo`."""
+
+  def changed(change):
+    config = tuning(system, make)
+    change(config)
+    return config
+
+  return config_lib.parse_variant(
+    variant,
+    {
+      "smoke": lambda: changed(smoke),
+      "cpu": lambda: tuning(system, make),
+      "pod": lambda: changed(pod),
+    },
+  )
 
 
 def tuning(
@@ -58,7 +79,7 @@ def smoke(config: ml_collections.ConfigDict) -> None:
 
 
 def pod(config: ml_collections.ConfigDict) -> None:
-  """A transformer and batches for a slice, with adapters; compiled only."""
+  """A transformer and batches for a slice, with adapters."""
   net = config.base.net
   net.width, net.num_layers, net.num_heads = 2048, 24, 16
   net.compute_dtype, net.remat, net.head_chunk = "bfloat16", True, 4
@@ -72,7 +93,6 @@ def pod(config: ml_collections.ConfigDict) -> None:
   config.elbo.implementation = "scan"
   config.inner_steps = 8
   config.learning_rate = 1e-6
-  config.max_grad_norm = 0.2
 
 
 def _fit(config, system: str) -> None:

@@ -21,39 +21,23 @@ from experiments.masked_lm import corpora, report
 from experiments.masked_lm import experiment as base_lib
 from jdiff import ctmc, elbo, nets, training
 from jdiff.core import checks
+from jdiff.core.types import Rollout
 from jdiff.nets import lora
 
 LAWS = ("mid", "round", "floor", "bernoulli", "count")
 CACHES = ("none", "prefix", "dual")
 
 
-class Rollouts(NamedTuple):
-  """What one collection hands to the host, rows of a group consecutive.
-
-  Attributes:
-    samples: `[B, T]` int32.
-    log_policy: `[B]`, of the law sampled from.
-    log_ratio: `[B]`, `log p_ref - log p_policy` of the path where the order is
-      random, else None.
-  """
-
-  samples: jax.Array
-  log_policy: jax.Array
-  log_ratio: jax.Array | None
-
-
 class Policy(NamedTuple):
   """The model, as losses see it.
 
   Attributes:
-    logits_fn: Its `LogitsFn`.
     options: Of ELBO estimates: `logits_fn`, `mask_id` and the like.
     elbo_fn: `(params, key, tokens, valid=None) -> [B]`.
     num_prompt: Sites of the prompt.
     num_completion: Sites of the completion.
   """
 
-  logits_fn: Callable[..., Any]
   options: dict[str, Any]
   elbo_fn: Callable[..., jax.Array]
   num_prompt: int
@@ -64,7 +48,7 @@ class Objective(NamedTuple):
   """A method: what its inner steps share, and the loss of one.
 
   Attributes:
-    prepare: `(old, ref, keys [mu, B], rollouts, rewards [B]) -> batches`: a
+    prepare: `(old, ref, keys [mu, B], rollout, rewards [B]) -> batches`: a
       pytree with a leading axis of inner steps. `old` and `ref` are parameters;
       `keys` are those of the inner steps, or others if masks are not shared.
     loss: `(params, key [B], batch) -> (per_example [B], info)`.
@@ -105,7 +89,6 @@ def build(
   options = base_lib.network_options(config.base, network, corpus)
   num_completion = corpus.length - corpus.num_prompt
   policy = Policy(
-    network.apply,
     options,
     elbo.estimator(
       law=_law(config.elbo),
@@ -162,14 +145,20 @@ def build(
     params = full(state.params, state.extra)
     return state, sampler(params, keys, prompts, state.extra)
 
-  def host(rollouts):
-    return {
-      "reward": task.reward(rollouts.samples),
-      "exact": task.exact(rollouts.samples).astype(np.float32),
-    }
+  def host(rollout):
+    # A user's function may answer anything, and inside a step is too late.
+    reward = np.asarray(task.reward(rollout.samples), np.float32)
+    checks.check_shape("the task's reward", reward, (size,))
+    if not np.isfinite(reward).all():
+      raise ValueError(
+        "the task's reward must be finite, got "
+        f"{np.count_nonzero(~np.isfinite(reward))} of {size} NaN or infinite."
+      )
+    exact = task.exact(rollout.samples).astype(np.float32)
+    return {"reward": reward, "exact": exact}
 
   def step(state, batch):
-    rollouts, scores = batch
+    rollout, scores = batch
     _, key_inner, key_old = jax.random.split(training.step_key(state), 3)
     ref = state.extra
 
@@ -183,7 +172,7 @@ def build(
     old_keys = keys if config.elbo.shared_masks else inner_keys(key_old)
     old = full(state.params, ref)
     inner_batches = objective.prepare(
-      old, ref, old_keys, rollouts, scores["reward"]
+      old, ref, old_keys, rollout, scores["reward"]
     )
 
     def inner(state, xs):
@@ -202,17 +191,19 @@ def build(
       )
       return state, info
 
-    count = state.step + 1
+    count = state.step
+    # Inside, optimiser steps are counted: the average is corrected by them.
+    state = state._replace(step=count * config.inner_steps)
     state, info = jax.lax.scan(inner, state, (keys, inner_batches))
     metrics = {
       "reward": scores["reward"].mean(),
       "accuracy": scores["exact"].mean(),
-      "entropy": -rollouts.log_policy.mean() / num_completion,
+      "entropy": -rollout.log_policy.mean() / num_completion,
       # The first step's ratios are one; the last shows how far they went.
       **{name: value[-1] for name, value in info.items()},
       "tokens": jnp.int32(size * num_completion),
     }
-    return state._replace(step=count), metrics
+    return state._replace(step=count + 1), metrics
 
   evaluator = report.Evaluator(config, corpus, network, base)
   return training.Experiment(
@@ -230,6 +221,13 @@ def build(
     host=host,
     batches=batches,
     figures=evaluator.figures,
+  )
+
+
+def over_steps(batch, num_steps: int):
+  """Each leaf once for every inner step, on a new leading axis."""
+  return jax.tree.map(
+    lambda x: jnp.broadcast_to(x[None], (num_steps, *x.shape)), batch
   )
 
 
@@ -259,7 +257,7 @@ def _law(config):
 
 
 def _sampler(config, network: nets.Network, corpus: corpora.Corpus):
-  """`(params, keys, prompts, ref) -> Rollouts`; no gradient."""
+  """`(params, keys, prompts, ref) -> Rollout`; no gradient."""
   shared: dict[str, Any] = dict(
     logits_fn=network.apply,
     length=corpus.length,
@@ -269,7 +267,7 @@ def _sampler(config, network: nets.Network, corpus: corpora.Corpus):
   )
 
   def any_order(params, keys, prompts, ref):
-    rollout = ctmc.rollout(
+    return ctmc.rollout(
       params,
       keys,
       num_samples=keys.shape[0],
@@ -277,7 +275,6 @@ def _sampler(config, network: nets.Network, corpus: corpora.Corpus):
       ref_params=ref,
       **shared,
     )
-    return Rollouts(rollout.samples, rollout.log_policy, rollout.log_ratio)
 
   def by_confidence(params, keys, prompts, ref):
     del ref
@@ -292,7 +289,10 @@ def _sampler(config, network: nets.Network, corpus: corpora.Corpus):
       init_cache=network.init_cache,
       **shared,
     )
-    return Rollouts(decoded.samples, decoded.log_policy, None)
+    # Its order depends on the network: there is no exact ratio.
+    return Rollout(
+      decoded.samples, decoded.log_policy, None, None, None, decoded.nfe
+    )
 
   if config.cache not in CACHES:
     raise ValueError(

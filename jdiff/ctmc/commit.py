@@ -34,14 +34,6 @@ def guide(logits: jax.Array, guidance: jax.typing.ArrayLike) -> jax.Array:
   return jnp.where(jnp.isfinite(given) & jnp.isfinite(free), guided, given)
 
 
-def forbid(logits: jax.Array, tokens: tuple[int, ...]) -> jax.Array:
-  """Sets the logits of `tokens` that lie inside the vocabulary to `-inf`."""
-  for token in tokens:
-    if 0 <= token < logits.shape[-1]:
-      logits = logits.at[..., token].set(-jnp.inf)
-  return logits
-
-
 def sampling_law(
   logits: jax.Array, temperature: jax.typing.ArrayLike, min_p: float
 ) -> jax.Array:

@@ -11,6 +11,7 @@ import numpy as np
 
 from jdiff.core import checks
 from jdiff.ctmc import commit
+from jdiff.ctmc import logits as logits_lib
 
 
 class State(NamedTuple):
@@ -186,7 +187,7 @@ class Loop:
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     if self.guidance is not None:
       logits = commit.guide(logits, self.guidance)
-    return commit.forbid(logits, self.forbidden), cache
+    return logits_lib.forbid(logits, self.forbidden), cache
 
   def cut(self, array, first):
     """The block's columns of an array `[N, G]`."""

@@ -19,12 +19,17 @@ def forbid_mask(logits_fn: LogitsFn, mask_id: int) -> LogitsFn:
     # `sites` goes on only if given: networks that never see any need no such
     # argument.
     args = () if sites is None else (sites,)
-    logits = logits_fn(params, tokens, t, *args)
-    if not 0 <= mask_id < logits.shape[-1]:
-      return logits
-    return logits.at[..., mask_id].set(-jnp.inf)
+    return forbid(logits_fn(params, tokens, t, *args), (mask_id,))
 
   return forbidden
+
+
+def forbid(logits: jax.Array, tokens: tuple[int, ...]) -> jax.Array:
+  """Sets the logits of `tokens` that lie inside the vocabulary to `-inf`."""
+  for token in tokens:
+    if 0 <= token < logits.shape[-1]:
+      logits = logits.at[..., token].set(-jnp.inf)
+  return logits
 
 
 def precondition(

@@ -22,6 +22,7 @@ from experiments.gdpo import sudoku as gdpo_sudoku
 from experiments.masked_lm import corpora, defaults, tasks, text
 from experiments.masked_lm import experiment as masked_lm
 from jdiff import training
+from jdiff.core.types import Rollout
 from jdiff.training import program as program_lib
 from jdiff.training import sharding
 from tests import helpers
@@ -389,6 +390,24 @@ def test_bad_tuning_config(method, fields, message):
     BUILDS[method](config, corpus=arithmetic(), base_params=lambda: None)
 
 
+@pytest.mark.parametrize(
+  "reward, message",
+  [
+    (lambda tokens: np.full(len(tokens), np.nan), "must be finite"),
+    (lambda tokens: np.zeros(1), r"must have shape \[8\], got \[1\]"),
+  ],
+)
+def test_a_bad_reward(reward, message):
+  corpus = arithmetic()
+  corpus = corpus._replace(task=corpus.task._replace(reward=reward))
+  config = tiny("gdpo", num_prompts=2, group_size=4)
+  experiment = gdpo.build(config, corpus=corpus, base_params={})
+  samples = np.zeros((8, corpus.length), np.int32)
+  rollout = Rollout(samples, None, None, None, None, None)
+  with pytest.raises(ValueError, match=message):
+    experiment.host(rollout)
+
+
 def test_a_base_must_be_a_task(tmp_path):
   file = tmp_path / "own.txt"
   file.write_text("ab" * 100)
@@ -427,7 +446,7 @@ def test_a_text_is_read_from_either_kind_of_file(tmp_path):
   one, two = (corpora.text(path=str(p), length=8) for p in (plain, rows))
   batch = one.batch(0, 3, 5)
   np.testing.assert_array_equal(batch, two.batch(0, 3, 5))
-  assert one.num_tokens == len(set(content))
+  assert one.num_tokens == len(set(content)) + 1  # and the end
   assert all(one.decode(row) in content for row in batch)
   assert all(one.decode(row) in content for row in one.held_out(5))
 
