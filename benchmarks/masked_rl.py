@@ -1,7 +1,7 @@
 """Tuning a masked language model by reward: methods from one base, by seed.
 
   python -m benchmarks.masked_rl [arithmetic] [sudoku] [countdown] [parity] \
-      [--seeds=0,1,2,3,4] [--runs=DIR]
+      [--seeds=0,1,2,3,4] [--rows=GDPO,DMPO] [--runs=DIR]
 
 Every row starts from the same base policy of its seed. `arithmetic`: GDPO with
 shared masks, with independent ones and with double Monte Carlo, the one-step
@@ -57,14 +57,14 @@ def value(metrics, name):
   return entry["value"] if entry["exact"] is None else entry["exact"]
 
 
-def table(system, seeds, directory):
+def table(system, seeds, rows, directory):
   """Mean, worst and seconds of every row."""
   print(f"\n{system}, seeds {', '.join(map(str, seeds))}")
   print(
     f"{'':26} {'base':>6} {'mean':>6} {'worst':>6} {'target':>6} "
     f"{'greedy':>6} {'half':>6} {'s/run':>6}  by seed"
   )
-  for name in ROWS[system]:
+  for name in rows:
     found, half, seconds = [], [], []
     for seed in seeds:
       report, history = run(system, name, seed, directory)
@@ -103,7 +103,10 @@ def main(arguments):
   with tempfile.TemporaryDirectory() as nowhere:
     directory = pathlib.Path(options.get("runs", nowhere))
     for system in systems:
-      table(system, seeds, directory)
+      rows = ROWS[system]
+      if "rows" in options:
+        rows = [name for name in rows if name in options["rows"].split(",")]
+      table(system, seeds, rows, directory)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jdiff.core.types import Params
-from jdiff.nets import lora
+from jdiff.nets import embed, lora
 
 
 class Cache(NamedTuple):
@@ -69,7 +69,12 @@ class Block(nn.Module):
 
     def linear(name, features, y, axis=-1):
       z = nn.DenseGeneral(
-        features, axis=axis, use_bias=False, dtype=self.dtype, name=name
+        features,
+        axis=axis,
+        use_bias=False,
+        dtype=self.dtype,
+        dot_general=embed.dot_general,
+        name=name,
       )(y)
       if name in adapters:
         z = z + lora.low_rank(y, adapters[name], alpha)

@@ -177,7 +177,12 @@ class _Block(nn.Module):
 
     def dense(name, features, y, axis=-1):
       return nn.DenseGeneral(
-        features, axis=axis, use_bias=False, dtype=self.dtype, name=name
+        features,
+        axis=axis,
+        use_bias=False,
+        dtype=self.dtype,
+        dot_general=embed.dot_general,
+        name=name,
       )(y)
 
     modulation = nn.Dense(
@@ -232,9 +237,12 @@ class _DiT(nn.Module):
       name="condition",
     )(t, s, label)
     condition = nn.silu(condition).astype(self.dtype)
-    x = nn.Dense(self.width, dtype=self.dtype, name="embed")(
-      patchify(x, self.patch_size)
-    )
+    x = nn.Dense(
+      self.width,
+      dtype=self.dtype,
+      dot_general=embed.dot_general,
+      name="embed",
+    )(patchify(x, self.patch_size))
     grid = (
       self.shape[0] // self.patch_size,
       self.shape[1] // self.patch_size,
@@ -266,10 +274,5 @@ class _DiT(nn.Module):
     size = self.patch_size**2 * self.shape[-1]
     kernel = self.param("head_kernel", zeros, (self.width, size))
     bias = self.param("head_bias", zeros, (size,))
-    y = jnp.einsum(
-      "bld,dp->blp",
-      x,
-      kernel.astype(self.dtype),
-      preferred_element_type=wide,
-    )
+    y = embed.matmul(x, kernel.astype(self.dtype), preferred_element_type=wide)
     return unpatchify(y + bias[None, None], self.shape, self.patch_size)

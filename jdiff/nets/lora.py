@@ -25,6 +25,7 @@ from flax import traverse_util
 
 from jdiff.core import checks
 from jdiff.core.types import Params
+from jdiff.nets import embed
 
 TARGETS = ("query", "key", "value", "out", "gate", "up", "down")
 """Names of the linear maps that can be adapted."""
@@ -175,11 +176,13 @@ def low_rank(x: jax.Array, adapter: Any, alpha: jax.Array) -> jax.Array:
 
   Args:
     x: Input of the adapted map.
-    adapter: `{"a": [in, r], "b": [r, out]}`, one layer's.
+    adapter: `{"a": [*in, r], "b": [r, *out]}`, one layer's.
     alpha: Scalar.
   """
   a, b = (adapter[name].astype(x.dtype) for name in ("a", "b"))
-  y = jnp.tensordot(jnp.tensordot(x, a, a.ndim - 1), b, 1)
+  contracted = tuple(range(x.ndim - a.ndim + 1, x.ndim))
+  numbers = ((contracted, tuple(range(a.ndim - 1))), ((), ()))
+  y = embed.matmul(embed.dot_general(x, a, numbers), b)
   # Scaled in float32 but added in x's dtype, so that a zero `b` leaves the
   # base's answer as it is, bit by bit.
   return ((alpha / a.shape[-1]) * y).astype(x.dtype)

@@ -344,8 +344,7 @@ class _Transformer(nn.Module):
     return self.norm(embed.gather_sites(x, sites)), cache
 
   def head(self, x: jax.Array) -> jax.Array:
-    logits = jnp.einsum(
-      "...d,dv->...v",
+    logits = embed.matmul(
       x.astype(self.dtype),
       self.head_kernel.astype(self.dtype),
       preferred_element_type=jnp.float32,
