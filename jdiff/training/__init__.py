@@ -1,6 +1,6 @@
 """One training loop for every experiment, with what it needs around it."""
 
-from jdiff.training.experiment import Experiment
+from jdiff.training.experiment import Experiment, Study
 from jdiff.training.loop import run
 from jdiff.training.program import compile_experiment
 from jdiff.training.records import NonFiniteError
@@ -23,6 +23,7 @@ from jdiff.training.workdir import check_same_config
 __all__ = [
   "Experiment",
   "NonFiniteError",
+  "Study",
   "TrainState",
   "apply_gradients",
   "build",

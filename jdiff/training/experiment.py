@@ -1,5 +1,6 @@
 """What an experiment gives to the loop: a record of pure functions."""
 
+import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -52,3 +53,17 @@ class Experiment(NamedTuple):
   host: Callable[[Any], Any] | None = None
   batches: Callable[[int], Any] | None = None
   figures: Callable[..., None] | None = None
+
+
+class Study(NamedTuple):
+  """Runs that build on one another, reported as one.
+
+  Attributes:
+    run: `run(workdir, progress) -> metrics`, as `evaluate` answers them. It
+      calls `training.run` for each of its runs, in folders of `workdir`: those
+      that are finished are only read and one that was cut off continues, so
+      that a study resumes if what it does between them depends on the config
+      and on its runs alone. Figures go to `workdir / "figures"`.
+  """
+
+  run: Callable[[pathlib.Path, bool], dict[str, Any]]

@@ -16,7 +16,7 @@ from jdiff.training import records as records_lib
 from jdiff.training import sharding
 from jdiff.training import stop as stop_lib
 from jdiff.training import workdir as workdir_lib
-from jdiff.training.experiment import Experiment
+from jdiff.training.experiment import Experiment, Study
 from jdiff.training.state import TrainState
 
 # What the run's key is folded with, for each of its uses.
@@ -24,7 +24,7 @@ INIT_KEY, EVAL_KEY, SAMPLE_KEY, FIGURE_KEY = range(4)
 
 
 def run(
-  experiment: Experiment,
+  experiment: Experiment | Study,
   config: Any,
   workdir: str | os.PathLike,
   *,
@@ -37,7 +37,7 @@ def run(
   is only reported again.
 
   Args:
-    experiment: Its functions.
+    experiment: Its functions; or a study, whose own runs have folders.
     config: A `ConfigDict` or a dict with the fields `experiment`, `variant`,
       `name`, `seed`, `num_steps`, `log_every`, `eval_every`,
       `checkpoint_every`, `mesh.data` and `mesh.fsdp`; it may hold more.
@@ -65,7 +65,10 @@ def run(
   if report is None or report["steps"] != config.num_steps:
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     with workdir_lib.compile_cache(workdir), jax.set_mesh(mesh):
-      report = _Run(experiment, config, workdir, mesh, progress).go()
+      if isinstance(experiment, Study):
+        report = _study(experiment, config, workdir, progress)
+      else:
+        report = _Run(experiment, config, workdir, mesh, progress).go()
   if progress and not jax.process_index():
     print(records_lib.table(report), flush=True)
   return report
@@ -105,6 +108,19 @@ def draw_figures(
       directory = workdir / workdir_lib.FIGURES
       directory.mkdir(exist_ok=True)
     experiment.figures(params, key, directory, history)
+
+
+def _study(study, config, workdir, progress) -> dict[str, Any]:
+  """Its runs, and the report; seconds are those of this call."""
+  workdir_lib.write_config(workdir, config)
+  (workdir / workdir_lib.FIGURES).mkdir(parents=True, exist_ok=True)
+  started = time.monotonic()
+  measured = records_lib.measurements(study.run(workdir, progress))
+  report = records_lib.report(
+    config, config.num_steps, measured, time.monotonic() - started
+  )
+  workdir_lib.write_json(workdir / workdir_lib.REPORT, report)
+  return report
 
 
 class _Run:

@@ -17,12 +17,12 @@ from jdiff.training import loop, sharding
 from jdiff.training import program as program_lib
 from jdiff.training import records as records_lib
 from jdiff.training import workdir as workdir_lib
-from jdiff.training.experiment import Experiment
+from jdiff.training.experiment import Experiment, Study
 
-Build = Callable[[Any], Experiment]
+Build = Callable[[Any], Experiment | Study]
 
 
-def build(config: Any) -> Experiment:
+def build(config: Any) -> Experiment | Study:
   """Imports the module that `config.experiment` names, and calls its build.
 
   Raises:
@@ -134,6 +134,16 @@ def _open(workdir, make: Build | None, mesh: Mesh):
   """`(experiment, config, params, step)` of the newest checkpoint."""
   config = workdir_lib.read_config(workdir)
   experiment = (build if make is None else make)(config)
+  if isinstance(experiment, Study):
+    runs = sorted(
+      str(path.parent.relative_to(workdir))
+      for path in pathlib.Path(workdir).rglob(workdir_lib.CONFIG)
+      if path.parent != pathlib.Path(workdir)
+    )
+    raise ValueError(
+      f"{workdir} holds a study of several runs; name the folder of one of "
+      f"them: {', '.join(runs) or 'none has begun'}."
+    )
   program = program_lib.compile_experiment(experiment, mesh)
   directory = pathlib.Path(workdir) / workdir_lib.CHECKPOINTS
   if not directory.is_dir():

@@ -10,13 +10,13 @@ import numpy as np
 from jdiff.core import checks
 from jdiff.training import loop, records
 from jdiff.training import workdir as workdir_lib
-from jdiff.training.experiment import Experiment
+from jdiff.training.experiment import Experiment, Study
 
 SUMMARY = "summary.json"
 
 
 def run_seeds(
-  build: Callable[[Any], Experiment],
+  build: Callable[[Any], Experiment | Study],
   config: Any,
   workdir: str | os.PathLike,
   seeds: Iterable[int],
@@ -29,7 +29,7 @@ def run_seeds(
   not keep the others from running.
 
   Args:
-    build: `build(config) -> Experiment`.
+    build: `build(config) -> Experiment`, or a study.
     config: As for `run`; its own `seed` is replaced.
     workdir: Gets the runs and `summary.json`.
     seeds: Distinct integers >= 0.

@@ -34,3 +34,8 @@ def assert_same_run(one, other):
 
 def run(experiment, config, workdir):
   return training.run(experiment, config, workdir, progress=False)
+
+
+def report(workdir):
+  """The run's own report, as it was written."""
+  return json.loads((pathlib.Path(workdir) / "report.json").read_text())
