@@ -263,7 +263,7 @@ def catch_up(problem, settings, row, goal, batch_size, limit, seeds=3):
   before = after = row
   spent = 0.0
   while after.error > goal and spent < limit:
-    before, num_samples = after, 2 * after.num_samples
+    before, num_samples, shorter = after, 2 * after.num_samples, settings
     longer = [s._replace(ema=s.ema / 2) for s in settings if s.ema < 0.5]
     settings = tune(problem, settings + longer, num_samples, batch_size)[:2]
     run = functools.partial(theirs, problem, row.name, settings[0])
@@ -275,7 +275,11 @@ def catch_up(problem, settings, row, goal, batch_size, limit, seeds=3):
     return after._replace(name=f"{row.name}, more samples")
   # Between two lengths the error goes as a power of the samples.
   part = np.log(before.error / goal) / np.log(before.error / after.error)
-  equal = run(int(before.num_samples * 2**part), batch_size, seeds=seeds)
+  num_samples = int(before.num_samples * 2**part)
+  # What is best there may be what was best at either.
+  best = tune(problem, settings + shorter[:2], num_samples, batch_size)[0]
+  run = functools.partial(theirs, problem, row.name, best)
+  equal = run(num_samples, batch_size, seeds=seeds)
   return equal._replace(name=f"{row.name}, our error")
 
 
@@ -346,8 +350,8 @@ def digits(num_samples=204_800, batch_size=1024):
     for ema in (0.99, 0.02)
   ]
   alone += [Setting("adam", rate, zeros=True) for rate in (0.3, 1.0)]
-  alone = search(alone)
-  alone += search([s._replace(epsilon=0.3) for s in alone[:2]])
+  alone = search(alone)[:2]
+  alone = search(alone + [s._replace(epsilon=0.3) for s in alone])
   tuned = {
     "peer, from zeros": alone,
     "peer, our start": hard,

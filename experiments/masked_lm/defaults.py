@@ -14,6 +14,9 @@ def network(config, *, width: int, num_layers: int, num_heads: int) -> None:
   # Hidden width of the feed-forward layers; 0 is four times the width.
   config.net.mlp_width = 0
   config.net.mlp = "swiglu"
+  # (rows, cols) of a canvas that is a picture, for its rotary positions; empty
+  # is a line.
+  config.net.grid = ()
   config.net.compute_dtype = "float32"
   config.net.remat = False
   # Sites whose logits are held at a time in losses; 0 is all of them.

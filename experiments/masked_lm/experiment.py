@@ -170,6 +170,7 @@ def make_network(config, corpus: corpora.Corpus) -> nets.Network:
     num_kv_heads=net.num_kv_heads or None,
     mlp=net.mlp,
     mlp_width=net.mlp_width or None,
+    grid=tuple(net.grid) or None,
     remat=net.remat,
     compute_dtype=jnp.dtype(net.compute_dtype),
   )
