@@ -1,6 +1,7 @@
 """Methods: losses and update rules, one module a paper."""
 
 from jdiff.methods import (
+  collapse,
   consistency,
   diffu_grpo,
   dmpo,
@@ -8,12 +9,14 @@ from jdiff.methods import (
   gdpo,
   mdns,
   meanflow,
+  pruning,
   score_matching,
   shortcut,
   wdce,
 )
 
 __all__ = [
+  "collapse",
   "consistency",
   "diffu_grpo",
   "dmpo",
@@ -21,6 +24,7 @@ __all__ = [
   "gdpo",
   "mdns",
   "meanflow",
+  "pruning",
   "score_matching",
   "shortcut",
   "wdce",

@@ -4,7 +4,7 @@
 """
 
 from jdiff.nets import lora
-from jdiff.nets.dit import dit
+from jdiff.nets.dit import compact, dit
 from jdiff.nets.local import local
 from jdiff.nets.mlp import mlp
 from jdiff.nets.network import Network
@@ -13,6 +13,7 @@ from jdiff.nets.velocity import velocity_mlp
 
 __all__ = [
   "Network",
+  "compact",
   "dit",
   "local",
   "lora",

@@ -15,8 +15,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jdiff.core import checks
 from jdiff.core.types import Params
@@ -31,6 +32,7 @@ def dit(
   width: int,
   num_layers: int,
   num_heads: int,
+  head_size: int | None = None,
   mlp_ratio: int = 4,
   num_classes: int = 0,
   two_times: bool = False,
@@ -45,7 +47,8 @@ def dit(
     patch_size: Side `p` of a patch; divides `H` and `W`.
     width: Features `D` of the residual stream, a multiple of four.
     num_layers: Blocks.
-    num_heads: Attention heads; divides `width`.
+    num_heads: Attention heads; divides `width` unless `head_size` is given.
+    head_size: Features of a head, `width / num_heads` by default.
     mlp_ratio: Hidden width of the feed-forward layers over `width`.
     num_classes: Classes; one more, of index `num_classes`, means none and is
       what a call without labels gets. 0 builds a network without labels.
@@ -90,10 +93,12 @@ def dit(
       f"patch_size must divide H and W, got patch_size={patch_size} and "
       f"shape={shape}."
     )
-  if width % num_heads or width % 4:
+  if head_size is not None:
+    checks.check_int("head_size", head_size)
+  if (head_size is None and width % num_heads) or width % 4:
     raise ValueError(
-      "width must be a multiple of num_heads, and of 4 for the positions, got "
-      f"width={width} and num_heads={num_heads}."
+      "width must be a multiple of num_heads where no head_size is given, and "
+      f"of 4 for the positions, got width={width} and num_heads={num_heads}."
     )
   module = _DiT(
     shape=shape,
@@ -101,6 +106,7 @@ def dit(
     width=width,
     num_layers=num_layers,
     num_heads=num_heads,
+    head_size=head_size or width // num_heads,
     mlp_width=mlp_ratio * width,
     num_classes=num_classes,
     two_times=two_times,
@@ -125,6 +131,61 @@ def dit(
     return call(params, x, t, s, label, gates)
 
   return Network(init, apply)
+
+
+def compact(params: Params, gates: ArrayLike) -> tuple[Params, int]:
+  """Cuts the heads with closed gates out of a DiT's parameters.
+
+  The layers run as one scan over stacked kernels, so all get as many heads as
+  the layer that keeps most; a forward with a number of heads for every layer
+  would have to be unrolled, and compiled layer by layer. What is too many is
+  all zeros, and stays so in training, since every gradient there has a factor
+  of zero. Gates that keep as many heads in all layers waste nothing.
+
+    params, num_heads = compact(params, gates)
+    network = dit(shape, num_heads=num_heads, head_size=head_size, ...)
+
+  with the size of heads that the first network had, answers as that one did
+  with the gates.
+
+  Args:
+    params: Parameters of a `dit` of `L` layers and `H` heads.
+    gates: `[L, H]`, with known values. Others than zeros and ones are folded
+      into the output projection.
+
+  Returns:
+    `(params, num_heads)`: parameters with heads in their old order, and the
+    number of heads to build the network with, at least one.
+
+  Raises:
+    ValueError: If the gates' shape does not fit, or one is not finite.
+    TypeError: If gates are traced: shapes depend on them.
+  """
+  if not checks.is_concrete(gates):
+    raise TypeError(
+      "gates must have known values, got a traced array; call compact outside "
+      "of jit."
+    )
+  blocks = params["blocks"]
+  gates = np.asarray(gates)
+  checks.check_shape("gates", gates, blocks["out"]["kernel"].shape[:2])
+  if not np.isfinite(gates).all():
+    raise ValueError("gates must be finite.")
+  num_heads = max(1, int(np.count_nonzero(gates, axis=1).max()))
+  # Open heads first, in their order.
+  kept = np.argsort(gates == 0, axis=1, kind="stable")[:, :num_heads]
+  gates = np.take_along_axis(gates, kept, axis=1)
+
+  def cut(name, axis, scale):
+    kernel = jnp.asarray(blocks[name]["kernel"])
+    shape = [1] * kernel.ndim
+    shape[0], shape[axis] = kept.shape
+    taken = jnp.take_along_axis(kernel, jnp.asarray(kept.reshape(shape)), axis)
+    return {"kernel": taken * jnp.asarray(scale.reshape(shape), kernel.dtype)}
+
+  heads = {name: cut(name, 2, gates != 0) for name in ("query", "key", "value")}
+  out = cut("out", 1, gates)
+  return {**params, "blocks": {**blocks, **heads, "out": out}}, num_heads
 
 
 def patchify(x: jax.Array, patch_size: int) -> jax.Array:
@@ -166,6 +227,7 @@ def _modulated(x: jax.Array, shift: jax.Array, scale: jax.Array, dtype: Any):
 
 class _Block(nn.Module):
   num_heads: int
+  head_size: int
   mlp_width: int
   dtype: Any
 
@@ -195,7 +257,7 @@ class _Block(nn.Module):
       modulation, 6, axis=-1
     )
     y = _modulated(x, shift1, scale1, self.dtype)
-    heads = (self.num_heads, width // self.num_heads)
+    heads = (self.num_heads, self.head_size)
     y = attend(*(dense(name, heads, y) for name in ("query", "key", "value")))
     if gates is not None:  # [1 or B, H]
       y = y * gates.astype(y.dtype)[:, None, :, None]
@@ -211,6 +273,7 @@ class _DiT(nn.Module):
   width: int
   num_layers: int
   num_heads: int
+  head_size: int
   mlp_width: int
   num_classes: int
   two_times: bool
@@ -263,7 +326,7 @@ class _DiT(nn.Module):
       in_axes=(nn.broadcast, 0),
       length=self.num_layers,
     )(
-      self.num_heads, self.mlp_width, self.dtype, name="blocks"
+      self.num_heads, self.head_size, self.mlp_width, self.dtype, name="blocks"
     )(x, condition, gates)
     zeros = nn.initializers.zeros
     modulation = nn.Dense(

@@ -1,6 +1,16 @@
 """Gaussian processes: interpolants, samplers, exact-kernel rollouts."""
 
 from jdiff.sde import vp
+from jdiff.sde.empirical import (
+  LossGap,
+  empirical_denoised,
+  empirical_hessian,
+  empirical_score,
+  empirical_score_fn,
+  empirical_velocity_fn,
+  loss_gap,
+  loss_gap_ceiling,
+)
 from jdiff.sde.interpolants import (
   Point,
   denoised_from_velocity,
@@ -29,13 +39,21 @@ from jdiff.sde.vp import (
 
 __all__ = [
   "Bridge",
+  "LossGap",
   "Point",
   "Samples",
   "Straightness",
   "bridge",
   "denoised_from_velocity",
+  "empirical_denoised",
+  "empirical_hessian",
+  "empirical_score",
+  "empirical_score_fn",
+  "empirical_velocity_fn",
   "guided",
   "interpolate",
+  "loss_gap",
+  "loss_gap_ceiling",
   "noise_from_velocity",
   "path_log_ratio",
   "reference_log_prob",

@@ -1,5 +1,6 @@
 """Velocity networks: the laws that both obey, and those of the DiT."""
 
+import functools
 import importlib
 
 import jax
@@ -17,6 +18,7 @@ from tests.nets.velocities import (
   HEADS,
   LAYERS,
   SHAPE,
+  compiled,
   inputs,
   jit,
   make,
@@ -163,6 +165,83 @@ def test_gates():
   assert np.abs(closed - full).max() > 1e-2
 
 
+@functools.cache
+def with_heads(num_heads, **options):
+  """The network of `make`, compiled too, with other heads."""
+  network = nets.dit(
+    SHAPE,
+    patch_size=2,
+    width=16,
+    num_layers=LAYERS,
+    num_heads=num_heads,
+    num_classes=CLASSES,
+    two_times=True,
+    **options,
+  )
+  return network, compiled(network)
+
+
+RNG = np.random.default_rng(5)
+FOUR_HEADS = jax.tree.map(
+  lambda a: np.asarray(0.3 * RNG.standard_normal(a.shape), a.dtype),
+  jax.eval_shape(with_heads(4)[0].init, jax.random.key(0)),
+)
+
+
+@pytest.mark.parametrize(
+  ("gates", "num_heads"),
+  [
+    ([[1, 0, 1, 1], [0, 0, 0, 1]], 3),  # ragged: two of nothing
+    ([[0, 1, 0, 1], [1, 1, 0, 0]], 2),
+    ([[0, 0.5, 0, 0], [0, 0, -1.5, 0]], 1),
+    ([[0, 0, 0, 0], [0, 0, 0, 0]], 1),
+  ],
+)
+def test_compact_is_the_gated_network(gates, num_heads):
+  gates = np.asarray(gates, np.float32)
+  params, heads = dit.compact(FOUR_HEADS, gates)
+  assert heads == num_heads
+  assert params["blocks"]["out"]["kernel"].shape == (LAYERS, heads, 4, 16)
+  network, apply = with_heads(heads, head_size=4)
+  wanted = jax.eval_shape(network.init, jax.random.key(0))
+  assert jax.eval_shape(lambda: params) == wanted
+  x, t, s, label = inputs("dit")
+  _, full = with_heads(4)
+  gated = full(FOUR_HEADS, x, t, s, label=label, gates=gates)
+  answer = apply(params, x, t, s, label=label)
+  np.testing.assert_allclose(answer, gated, rtol=1e-5, atol=1e-5)
+  # Gates matter in this network.
+  whole = full(FOUR_HEADS, x, t, s, label=label, gates=np.ones_like(gates))
+  assert np.abs(whole - gated).max() > 1e-2
+
+
+def test_what_pads_a_compact_network_stays_zero():
+  params, heads = dit.compact(FOUR_HEADS, [[1, 0, 1, 1], [0, 0, 0, 1]])
+  network, _ = with_heads(heads, head_size=4)
+  x, t, s, label = inputs("dit")
+
+  def loss(params):
+    return jnp.sum((network.apply(params, x, t, s, label=label) - 1) ** 2)
+
+  blocks = jit(jax.grad(loss))(params)["blocks"]
+  for name, axis in (("query", 2), ("key", 2), ("value", 2), ("out", 1)):
+    kernel = np.moveaxis(params["blocks"][name]["kernel"], axis, 1)
+    grad = np.moveaxis(blocks[name]["kernel"], axis, 1)
+    assert np.all(kernel[1, 1:] == 0) and np.all(grad[1, 1:] == 0)
+    # The heads that were kept do learn.
+    assert np.all(np.any(grad[0].reshape(heads, -1) != 0, axis=1))
+    assert np.any(grad[1, 0] != 0)
+
+
+def test_compact_bad_input():
+  with pytest.raises(ValueError, match=r"gates must have shape \[2, 4\]"):
+    dit.compact(FOUR_HEADS, np.ones((4, 2)))
+  with pytest.raises(ValueError, match="gates must be finite"):
+    dit.compact(FOUR_HEADS, np.full((2, 4), np.nan))
+  with pytest.raises(TypeError, match="gates must have known values"):
+    jax.jit(lambda gates: dit.compact(FOUR_HEADS, gates)[0])(np.ones((2, 4)))
+
+
 @ALL
 def test_bfloat16_compute_stays_near_float32(name):
   _, params, apply = make(name)
@@ -206,6 +285,7 @@ def test_one_device_or_eight(name):
     (ValueError, {"patch_size": 3}, "patch_size must divide"),
     (ValueError, {"width": 10}, "width must be a multiple"),
     (ValueError, {"num_heads": 3}, "width must be a multiple"),
+    (ValueError, {"head_size": 0}, "head_size must be >= 1"),
     (ValueError, {"num_layers": 0}, "num_layers must be >= 1"),
     (ValueError, {"num_classes": -1}, "num_classes must be >= 0"),
     (ValueError, {"max_frequency": 0.0}, "max_frequency must be positive"),
