@@ -96,13 +96,7 @@ def million(rows=4096, num_points=1_000_000, dim=256):
   """One assignment of a million points, and what memory it took."""
   args = jax.block_until_ready(problem(rows, num_points, dim))
   search = jax.jit(ot.assign).lower(*args).compile()
-  # Making the points peaked higher than holding them: count from what is held.
-  held = _resident()
-  _reset_peak()
-  start = time.perf_counter()
-  jax.block_until_ready(search(*args))
-  seconds = time.perf_counter() - start
-  peak = _status("VmHWM")
+  seconds, held, peak = timing.memory(lambda: search(*args))
   temporary = search.memory_analysis().temp_size_in_bytes
   print(
     f"\n{rows} rows against {num_points} points of dimension {dim}: "
@@ -110,7 +104,7 @@ def million(rows=4096, num_points=1_000_000, dim=256):
     f"GFLOP/s; {timing.where()}\n"
     f"held before: {held / 2**20:.0f} MiB, of which points "
     f"{args[1].nbytes / 2**20:.0f}; peak during the search: "
-    f"{(peak - held) / 2**20:.0f} MiB more ({temporary / 2**20:.0f} MiB of "
+    f"{peak / 2**20:.0f} MiB more ({temporary / 2**20:.0f} MiB of "
     f"temporaries by XLA's count); the scores would take "
     f"{4 * rows * num_points / 2**20:.0f} MiB",
     flush=True,
@@ -273,24 +267,6 @@ def _compile(search, mesh, rows, points, shape, dtype=jnp.bfloat16):
   start = time.perf_counter()
   compiled = jax.jit(search).lower(*args).compile()
   return compiled, time.perf_counter() - start
-
-
-def _status(name):
-  with open("/proc/self/status") as lines:
-    for line in lines:
-      if line.startswith(name + ":"):
-        return 1024 * int(line.split()[1])
-  raise KeyError(name)
-
-
-def _resident():
-  return _status("VmRSS")
-
-
-def _reset_peak():
-  # Linux starts counting the peak anew.
-  with open("/proc/self/clear_refs", "w") as file:
-    file.write("5")
 
 
 TABLES = {

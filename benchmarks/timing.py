@@ -29,6 +29,29 @@ def measure(runs, rounds=ROUNDS):
   return {name: (best[name], first[name] - best[name]) for name in runs}
 
 
+def memory(run):
+  """`(seconds, bytes held before, peak above them)` of one call; Linux only.
+
+  Making arguments may have peaked higher than holding them, so the peak is
+  counted anew.
+  """
+  held = _status("VmRSS")
+  with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")
+  start = time.perf_counter()
+  jax.block_until_ready(run())
+  seconds = time.perf_counter() - start
+  return seconds, held, _status("VmHWM") - held
+
+
+def _status(name):
+  with open("/proc/self/status") as lines:
+    for line in lines:
+      if line.startswith(name + ":"):
+        return 1024 * int(line.split()[1])
+  raise KeyError(name)
+
+
 def race(title, runs, nfe, batch):
   """Prints the table of `{name: run}`; the first row is the baseline."""
   times = measure(runs)

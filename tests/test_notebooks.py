@@ -44,7 +44,8 @@ def test_there_are_notebooks():
 def test_it_runs_and_ends_near_the_exact_answer(
   path, folder, tmp_path, monkeypatch
 ):
-  monkeypatch.setenv("JDIFF_NOTEBOOK_STEPS", "60")
+  # Exact values are beside estimates however little was learnt.
+  monkeypatch.setenv("JDIFF_NOTEBOOK_STEPS", "30")
   # The kernel gets one device, as its reader has, not the suite's eight; and
   # only its own sys.path edits, not ours.
   monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")

@@ -74,7 +74,7 @@ def test_short_run(module, loss, tmp_path):
   assert samples.shape == (10, 16) and callable(apply) and params
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_smoke_meets_its_pass_line(tmp_path):
   config = ising.get_config("smoke")
   config.mesh.data = 1

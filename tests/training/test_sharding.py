@@ -80,7 +80,8 @@ def test_put_batch_places_host_arrays():
 @pytest.mark.parametrize("data, fsdp", [(8, 1), (2, 4)])
 def test_one_and_eight_devices_agree(tmp_path, data, fsdp):
   # 2^16 weights, so that fsdp really splits them.
-  changes = {"width": 2**16, "num_steps": 6, "log_every": 1, "eval_every": 4}
+  changes = {"width": 2**16, "num_eval": 40}
+  changes |= {"num_steps": 6, "log_every": 1, "eval_every": 4}
   one = toy.config(**changes)
   many = toy.config(**changes, mesh={"data": data, "fsdp": fsdp})
   results.run(toy.build(one), one, tmp_path / "one")

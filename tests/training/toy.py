@@ -18,6 +18,7 @@ CONFIG = {
   "mesh": {"data": 1, "fsdp": 1},
   "learning_rate": 0.05,
   "width": 4,
+  "num_eval": 1000,
   "nan_step": -1,
 }
 
@@ -56,7 +57,9 @@ def build(config):
     return jnp.full((16, 1), 0.01 * step)
 
   def evaluate(params, key, *, final):
-    x = jax.random.normal(key, (1000 if final else 100, width))
+    x = jax.random.normal(
+      key, (config["num_eval"] // (1 if final else 10), width)
+    )
     errors = (x @ (params["w"] - truth)) ** 2
     return {
       "mse": {
