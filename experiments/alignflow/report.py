@@ -10,7 +10,7 @@ import numpy as np
 from experiments.common import features as features_lib
 from experiments.common import metrics as metrics_lib
 from experiments.common import plots
-from jdiff import ot, sde, training
+from jdiff import ot, sde, selection, training
 from jdiff.core import keys as keys_lib
 
 PATH_STEPS = 32
@@ -188,8 +188,8 @@ class Reporter:
     if data.image_shape is not None and data.train_labels is not None:
       rows = np.asarray(data.train[: 2**14], np.float32)
       features, _ = features_lib.classifier(rows, data.train_labels[: 2**14])
-      return "frechet", lambda x, y: metrics_lib.frechet(
-        features(x), features(y)
+      return "frechet", lambda x, y: float(
+        selection.frechet(features(x), features(y))
       )
 
     def w2(x, y):
