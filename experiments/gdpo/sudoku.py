@@ -6,7 +6,7 @@
 | variant | what |
 |---|---|
 | smoke | a short base and 20 iterations: the parts, no result |
-| cpu | the whole run on two cores; not measured |
+| cpu | a base of 2 min and 400 iterations of a second: exact_match 0.24 |
 | pod | 24 layers of width 2048 with adapters; not run |
 """
 
