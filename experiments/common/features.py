@@ -81,12 +81,14 @@ def pca(
       f"num_components must be at most {most} for rows of shape "
       f"{list(flat.shape)}, got {num_components}."
     )
-  _, vectors = np.linalg.eigh(np.atleast_2d(np.cov(flat, rowvar=False)))
-  basis = vectors[:, ::-1][:, :num_components]
+  mean = flat.mean(axis=0)
+  # A triangular factor first: small if there are fewer rows than columns.
+  factor = np.linalg.qr(flat - mean, mode="r")
+  basis = np.linalg.svd(factor, full_matrices=False)[2][:num_components].T
   # Signs are the library's choice, and it differs between machines.
   largest = np.abs(basis).argmax(axis=0)
   basis = basis * np.sign(basis[largest, np.arange(num_components)])
-  mean, basis = (jnp.asarray(a, jnp.float32) for a in (flat.mean(0), basis))
+  mean, basis = (jnp.asarray(a, jnp.float32) for a in (mean, basis))
 
   def features(x):
     centred = jnp.asarray(x, jnp.float32).reshape(len(x), -1) - mean[None]

@@ -6,7 +6,7 @@
 | variant | what |
 |---|---|
 | smoke | a short base and 20 iterations: the parts, no result |
-| cpu | two cores: exact_match 0.999, most of it on few strings |
+| cpu | two cores: exact_match 0.999, all of it on zeros |
 | pod | 24 layers of width 2048 with adapters; not run |
 """
 
