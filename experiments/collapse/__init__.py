@@ -1,0 +1,1 @@
+"""Generative models trained on the samples of their predecessors."""

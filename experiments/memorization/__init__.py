@@ -1,0 +1,1 @@
+"""Memorisation of the training set: pruning heads against it, and its scale."""
