@@ -5,11 +5,15 @@ r"""400 handwritten digits of 8 x 8 pixels, and five ways to go on from them.
 
 | variant | hardware, time | expect |
 |---|---|---|
-| smoke | 2 cores, not timed | runs |
-| cpu | 2 cores, 4 to 6 min | replace collapses, selection does not |
-| fresh | as cpu, not run | a quarter of each set is real |
-| copying | as cpu, not run | 64 digits: collapse with copies |
+| smoke | 2 cores, 18 s | runs; too short to learn digits |
+| cpu | 2 shared cores, 3.2 min | replace: entropy falls by 12 nats from |
+| | | generation 2 to 5, Frechet 1.1 to 4.0; with greedy 2.2 |
+| fresh | as cpu, not run | a quarter of each set is new real rows |
+| copying | 2 cores, 1 min | 64 digits: entropy 33 to -45, distance of samples |
+| | | to their training set 1.7 to 0.8 |
 | pod | v5e:4x4 | DiT of width 384, batch 4096; traced only |
+
+`num_steps` is the length of one training; `cpu` has 21 of them.
 """
 
 from experiments.collapse import defaults

@@ -5,9 +5,11 @@ r"""The loop of Gaussians fitted by maximum likelihood: exact answers.
 
 | variant | hardware, time | expect |
 |---|---|---|
-| smoke | 2 cores, not timed | 4000 loops |
-| cpu | 2 cores, 0.5 min | 40,000 loops, within errors of exact answers |
-| select | as cpu, not run | greedy and threshold keep the variance up |
+| smoke | 2 cores, 7 s | 4000 loops, within errors of exact answers |
+| cpu | 2 cores, 7 s | 40,000 loops: E v_5 = 0.590 replaced, 0.859 accumulated |
+| select | 2 cores, 7 s | greedy and threshold: the variance grows to 2.6 |
+
+Ten numbers a training set.
 """
 
 from experiments.collapse import defaults

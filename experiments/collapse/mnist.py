@@ -6,8 +6,8 @@ r"""1000 of MNIST's digits, with a DiT.
 | variant | hardware, time | expect |
 |---|---|---|
 | smoke | 2 cores, not timed | runs |
-| cpu | 2 cores, not timed | replace contracts, greedy keeps entropy up |
-| pod | v5e:4x4 | N = 4000, DiT of width 384, batch 2048; compiled only |
+| cpu | 2 cores, not timed | not known yet |
+| pod | v5e:4x4 | N = 4000, DiT of width 384, batch 2048; traced only |
 """
 
 from experiments.alignflow import defaults as flow_defaults

@@ -58,7 +58,7 @@ def cheap(tmp_path_factory):
 @pytest.mark.parametrize("module, name", variants(MODULES))
 def test_a_variant_traces(module, name):
   config = module.get_config(name)
-  dataset = data_lib.stand_in(config.data.name)
+  dataset = data_lib.stand_in(config.data.name, 32)
   rows = dataset.train
   if config.net.kind == "mlp":
     rows = rows.reshape(len(rows), -1)
@@ -264,16 +264,15 @@ def test_a_study_that_was_killed_goes_on_with_the_same_bits(
 
 
 def test_one_and_eight_devices_agree(whole, tmp_path):
-  config = short(arms=("replace",), num_generations=2)
+  config = short(arms=("replace",), num_generations=1)
   config.mesh.data = 8
   run(config, tmp_path)
-  for n in (1, 2):
-    kept = [
-      np.load(history.folder(path, "replace", n) / history.GENERATION)
-      for path in (tmp_path, whole[0])
-    ]
-    for name in ("samples", "indices", "next_indices"):
-      np.testing.assert_allclose(*(k[name] for k in kept), atol=1e-4)
+  kept = [
+    np.load(history.folder(path, "replace", 1) / history.GENERATION)
+    for path in (tmp_path, whole[0])
+  ]
+  for name in ("samples", "indices", "next_indices"):
+    np.testing.assert_allclose(*(k[name] for k in kept), atol=1e-4)
 
 
 def test_an_embedding_of_yours(tmp_path, monkeypatch):
