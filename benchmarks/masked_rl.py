@@ -23,8 +23,8 @@ from jdiff import training
 
 VARIANTS = {
   "GDPO": (defaults.gdpo, {}),
-  "GDPO, independent masks": (defaults.gdpo, {"elbo.shared_masks": False}),
-  "GDPO, double Monte Carlo": (defaults.gdpo, {"elbo.law": "count"}),
+  "GDPO independent masks": (defaults.gdpo, {"elbo.shared_masks": False}),
+  "GDPO double Monte Carlo": (defaults.gdpo, {"elbo.law": "count"}),
   "diffu-GRPO": (defaults.gdpo, {"loss": "diffu_grpo", "inner_steps": 8}),
   "DMPO": (defaults.dmpo, {}),
 }
@@ -44,7 +44,7 @@ def run(system, name, seed, directory):
   config.update_from_flattened_dict(changes)
   config.seed = seed
   config.base.workdir = str(directory / system / f"base_{seed}")
-  folder = name.lower().replace(" ", "_").replace(",", "")
+  folder = name.lower().replace(" ", "_")
   workdir = directory / system / f"{folder}_{seed}"
   report = training.run(training.build(config), config, workdir, progress=False)
   lines = (workdir / "metrics.jsonl").read_text().splitlines()
@@ -105,7 +105,10 @@ def main(arguments):
     for system in systems:
       rows = ROWS[system]
       if "rows" in options:
-        rows = [name for name in rows if name in options["rows"].split(",")]
+        wanted = options["rows"].split(",")
+        if unknown := set(wanted) - set(rows):
+          raise ValueError(f"{system} has rows {[*rows]}, not {unknown}.")
+        rows = [name for name in rows if name in wanted]
       table(system, seeds, rows, directory)
 
 

@@ -3,6 +3,8 @@
 import ml_collections
 from ml_collections import config_dict
 
+from experiments.common import config as config_lib
+
 
 def base(name: str, **data) -> ml_collections.ConfigDict:
   """Every field of a config, at its default value.
@@ -40,6 +42,17 @@ def base(name: str, **data) -> ml_collections.ConfigDict:
   # Share of MeanFlow's examples whose two times differ.
   config.meanflow_ratio = 0.25
 
+  learner(config)
+  config.num_eval = 1000
+  config.eval_steps = (1, 2, 4, 8)
+  config_lib.add_loop(
+    config, log_every=50, eval_every=1000, checkpoint_every=500
+  )
+  return config
+
+
+def learner(config) -> None:
+  """Adds the network and its optimiser, at their default values."""
   config.net = ml_collections.ConfigDict()
   config.net.kind = "mlp"
   config.net.hidden = (128, 128, 128)
@@ -59,17 +72,6 @@ def base(name: str, **data) -> ml_collections.ConfigDict:
   config.adam_b2 = 0.999
   config.max_grad_norm = 1.0
   config.ema_decay = 0.995
-
-  config.num_eval = 1000
-  config.eval_steps = (1, 2, 4, 8)
-  config.log_every = 50
-  config.eval_every = 1000
-  config.checkpoint_every = 500
-
-  config.mesh = ml_collections.ConfigDict()
-  config.mesh.data = -1
-  config.mesh.fsdp = 1
-  return config
 
 
 def dit(config, *, width, num_layers, num_heads, patch_size=2) -> None:

@@ -50,11 +50,7 @@ class Reporter:
       path, times = self._path(params, noise, label)
       lines = sde.straightness(path, times)
       for field, values in lines._asdict().items():
-        values = np.asarray(values, np.float64)
-        table[field] = {
-          "value": values.mean(),
-          "se": values.std() / len(values) ** 0.5,
-        }
+        table[field] = metrics_lib.mean(values)
     if self.solution is not None:
       error = np.asarray(self.solution.marginal_error)
       table["marginal_error"] = float(error.mean())

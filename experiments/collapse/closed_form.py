@@ -16,6 +16,7 @@ from scipy import special
 from experiments.collapse import arms as arms_lib
 from experiments.collapse import figures
 from experiments.common import config as config_lib
+from experiments.common import metrics as metrics_lib
 from jdiff import training
 from jdiff.core import checks
 from jdiff.methods import collapse
@@ -57,7 +58,6 @@ def expected_variance(
   *,
   num: int,
   num_generations: int,
-  oversample: int = 1,
   fresh_share: float | None = None,
 ) -> np.ndarray:
   """`E v_n` of the fitted variances, in units of the truth's: `[generations]`.
@@ -72,7 +72,6 @@ def expected_variance(
     paradigm: As in `collapse.next_dataset`, as are the others.
     num: Rows `N` of a training set.
     num_generations: Fits.
-    oversample: Samples a generation over `num`.
     fresh_share: For `"fresh"`.
   """
   squares, products = np.ones(1), np.zeros((1, 1))
@@ -100,7 +99,7 @@ def expected_variance(
         [mean_times[None], np.full((1, 1), mean_square)],
       ]
     )
-    sizes.append(oversample * num)
+    sizes.append(num)
     rows = collapse.next_dataset(jax.random.key(0), sizes, **options)
     labels = np.repeat(np.arange(len(sizes)), sizes)
     counts = np.bincount(labels[np.asarray(rows)], minlength=len(sizes))
@@ -162,20 +161,12 @@ def _measure(arm, config, variance):
   table = {}
   for i in range(generations):
     exact = log_mean[i]
-    table[f"variance_{i + 1}"] = _entry(variance[:, i], mean[i])
-    table[f"log_variance_{i + 1}"] = _entry(log_variance[:, i], exact)
+    table[f"variance_{i + 1}"] = metrics_lib.mean(variance[:, i], mean[i])
+    table[f"log_variance_{i + 1}"] = metrics_lib.mean(log_variance[:, i], exact)
     if exact is not None:
       exact = NORMAL_ENTROPY + 0.5 * exact
-    table[f"entropy_{i + 1}"] = _entry(entropy[:, i], exact)
+    table[f"entropy_{i + 1}"] = metrics_lib.mean(entropy[:, i], exact)
   return table
-
-
-def _entry(values, exact):
-  return {
-    "value": values.mean(),
-    "se": values.std() / len(values) ** 0.5,
-    "exact": exact,
-  }
 
 
 def _draw(path, config, curves):

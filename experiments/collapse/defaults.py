@@ -3,6 +3,7 @@
 import ml_collections
 
 from experiments.alignflow import defaults as flow_defaults
+from experiments.common import config as config_lib
 
 
 def loop(config: ml_collections.ConfigDict) -> None:
@@ -78,8 +79,5 @@ def gaussian() -> ml_collections.ConfigDict:
   config.num_chains = 40_000
   # Nothing is trained step by step.
   config.num_steps = 1
-  config.log_every = 1
-  config.eval_every = 1
-  config.checkpoint_every = 1
-  config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1})
+  config_lib.add_loop(config, log_every=1, eval_every=1)
   return config

@@ -1,11 +1,11 @@
 """Pictures of loops, written as PNG files."""
 
-import matplotlib
+import numpy as np
 
-matplotlib.use("Agg")
+from experiments.common import plots
 
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
+# After `plots`, which chooses a backend that needs no screen.
+plt = plots.plt
 
 
 def lines(path, panels):
@@ -28,7 +28,7 @@ def lines(path, panels):
     axis.set_xlabel("generation")
     axis.xaxis.get_major_locator().set_params(integer=True)
   axes[0, 0].legend(fontsize=7)
-  _save(figure, path)
+  plots.save(figure, path)
 
 
 def law(path, series):
@@ -45,10 +45,4 @@ def law(path, series):
   axis.set_xlabel("log generalisation score")
   axis.set_ylabel("entropy of the training set (nats)")
   axis.legend(fontsize=7)
-  _save(figure, path)
-
-
-def _save(figure, path):
-  figure.tight_layout()
-  figure.savefig(path, dpi=120)
-  plt.close(figure)
+  plots.save(figure, path)

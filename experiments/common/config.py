@@ -1,4 +1,4 @@
-"""The one parser of config files' arguments: `--config=<file>.py:<variant>`."""
+"""What config files share: a parser, the fields of the loop, checks."""
 
 import numbers
 import re
@@ -108,6 +108,27 @@ def check(config: Mapping[str, Any], prefix: str = "config") -> None:
         f"{field} must be a number, a string, a boolean or a tuple, got "
         f"{type(value).__name__}."
       )
+
+
+def add_loop(
+  config: ml_collections.ConfigDict,
+  *,
+  log_every: int,
+  eval_every: int,
+  checkpoint_every: int | None = None,
+) -> None:
+  """Adds what the training loop reads, beside `num_steps`.
+
+  Args:
+    config: A config that is being made.
+    log_every: Steps between records.
+    eval_every: Steps between evaluations.
+    checkpoint_every: Steps between checkpoints, by default `eval_every`.
+  """
+  config.log_every = log_every
+  config.eval_every = eval_every
+  config.checkpoint_every = checkpoint_every or eval_every
+  config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1})
 
 
 def check_counts(config: Mapping[str, Any], *names: str) -> None:

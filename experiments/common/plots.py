@@ -29,7 +29,7 @@ def lattices(path, panels, size):
       axis.set_xticks([])
       axis.set_yticks([])
     row[0].set_ylabel(label)
-  _save(figure, path)
+  save(figure, path)
 
 
 def correlations(path, curves):
@@ -44,7 +44,7 @@ def correlations(path, curves):
   axis.set_xlabel("distance r (sites)")
   axis.set_ylabel("two-point correlation")
   axis.legend()
-  _save(figure, path)
+  save(figure, path)
 
 
 def training(path, history, *, log_z=None, ramp_end=0):
@@ -80,7 +80,7 @@ def training(path, history, *, log_z=None, ramp_end=0):
     if 0 < ramp_end:
       axis.axvline(ramp_end, color="0.8", zorder=0, label="end of the ramp")
     axis.legend()
-  _save(figure, path)
+  save(figure, path)
 
 
 def planar_set(path, points, *, eq_fn=None, ineq_fn=None, reference=None):
@@ -119,7 +119,7 @@ def planar_set(path, points, *, eq_fn=None, ineq_fn=None, reference=None):
     axis.plot(*x[:2000].T, ".", ms=2, alpha=0.5)
     axis.set_title(label)
     axis.set_aspect("equal")
-  _save(figure, path)
+  save(figure, path)
 
 
 def estimates(path, history, exact):
@@ -145,7 +145,7 @@ def estimates(path, history, exact):
     axis.set_title(name)
     axis.set_xlabel("step")
     axis.legend()
-  _save(figure, path)
+  save(figure, path)
 
 
 def losses(path, history):
@@ -168,7 +168,7 @@ def losses(path, history):
     axes[1].legend()
   for axis in axes:
     axis.set_xlabel("step")
-  _save(figure, path)
+  save(figure, path)
 
 
 def curves(path, history, names, exact=None):
@@ -201,7 +201,7 @@ def curves(path, history, names, exact=None):
       axis.legend(fontsize=7)
     axis.set_title(group[0].removeprefix("eval/"))
     axis.set_xlabel("step")
-  _save(figure, path)
+  save(figure, path)
 
 
 def images(path, panels):
@@ -217,7 +217,7 @@ def images(path, panels):
       axis.set_xticks([])
       axis.set_yticks([])
     row[0].set_ylabel(label, rotation=0, ha="right", va="center")
-  _save(figure, path)
+  save(figure, path)
 
 
 def points(path, panels):
@@ -233,7 +233,7 @@ def points(path, panels):
     axis.set_xlim(low, high)
     axis.set_ylim(low, high)
     axis.set_aspect("equal")
-  _save(figure, path)
+  save(figure, path)
 
 
 def paths(path, trajectories):
@@ -244,7 +244,7 @@ def paths(path, trajectories):
   axis.plot(*trajectories[0].T, "k.", ms=2)
   axis.plot(*trajectories[-1].T, "C1.", ms=3)
   axis.set_aspect("equal")
-  _save(figure, path)
+  save(figure, path)
 
 
 def cells(path, targets, assign):
@@ -268,10 +268,11 @@ def cells(path, targets, assign):
   axes[1].set_title("points, in their cells' colours")
   for axis in axes:
     axis.set_aspect("equal")
-  _save(figure, path)
+  save(figure, path)
 
 
-def _save(figure, path):
+def save(figure, path):
+  """Writes a figure as PNG, and forgets it."""
   figure.tight_layout()
   figure.savefig(path, dpi=120)
   plt.close(figure)

@@ -2,6 +2,8 @@
 
 import ml_collections
 
+from experiments.common import config as config_lib
+
 
 def network(config, *, width: int, num_layers: int, num_heads: int) -> None:
   """Adds the network's fields: a transformer with SwiGLU."""
@@ -50,7 +52,7 @@ def pretraining(name: str, data: dict) -> ml_collections.ConfigDict:
   config.mask_law = "count"
   config.num_eval = 1024
   config.num_samples = 16
-  run(config, log_every=100, eval_every=500)
+  config_lib.add_loop(config, log_every=100, eval_every=500)
   return config
 
 
@@ -110,7 +112,7 @@ def tuning(system: str, task: str, **options) -> ml_collections.ConfigDict:
   config.max_grad_norm = 1.0
   config.ema_decay = 0.0
   config.num_eval = 2048
-  run(config, log_every=10, eval_every=40)
+  config_lib.add_loop(config, log_every=10, eval_every=40)
   return config
 
 
@@ -149,13 +151,3 @@ def dmpo(task: str, **options) -> ml_collections.ConfigDict:
   config.final_rate = 0.01
   config.eval_every = 120
   return config
-
-
-def run(config, *, log_every: int, eval_every: int) -> None:
-  """Adds what the loop reads."""
-  config.log_every = log_every
-  config.eval_every = eval_every
-  config.checkpoint_every = eval_every
-  config.mesh = ml_collections.ConfigDict()
-  config.mesh.data = -1
-  config.mesh.fsdp = 1

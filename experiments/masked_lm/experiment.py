@@ -10,6 +10,7 @@ import ml_collections
 import optax
 
 from experiments.common import config as config_lib
+from experiments.common import metrics as metrics_lib
 from experiments.common import plots
 from experiments.masked_lm import corpora
 from jdiff import ctmc, elbo, nets, training
@@ -111,20 +112,11 @@ def build(
     exact = None
     if corpus.entropy is not None:
       exact = corpus.entropy / num_learnt
-    metrics = {
-      "nll": {
-        "value": float(values.mean()),
-        "se": float(values.std() / len(values) ** 0.5),
-        "exact": exact,
-      }
-    }
+    metrics = {"nll": metrics_lib.mean(values, exact)}
     if corpus.task is not None:
       samples = training.fetch(draw(params, key_sample, config.num_eval))
       hits = corpus.task.exact(samples)
-      metrics["exact_match"] = {
-        "value": float(hits.mean()),
-        "se": float(hits.std() / len(hits) ** 0.5),
-      }
+      metrics["exact_match"] = metrics_lib.mean(hits)
     if final:
       metrics["nfe"] = num_learnt
     return metrics

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.common import metrics as metrics_lib
 from experiments.common import plots, tasks
 from jdiff import ctmc, elbo, training
 
@@ -78,18 +79,18 @@ class Evaluator:
     samples = training.fetch(self._draw(params, key_sample, prompts))
     exact = self._success(params)
     metrics = {
-      "exact_match": _mean(self.task.exact(samples), exact),
-      "reward": _mean(self.task.reward(samples)),
+      "exact_match": metrics_lib.mean(self.task.exact(samples), exact),
+      "reward": metrics_lib.mean(self.task.reward(samples)),
     }
     if not final:
       return metrics
     base = self.base()
     before = training.fetch(self._draw(base, key_base, prompts))
-    metrics["exact_match_base"] = _mean(
+    metrics["exact_match_base"] = metrics_lib.mean(
       self.task.exact(before), self._success(base)
     )
     greedy = training.fetch(self._greedy(params, key_greedy, prompts))
-    metrics["exact_match_greedy"] = _mean(self.task.exact(greedy))
+    metrics["exact_match_greedy"] = metrics_lib.mean(self.task.exact(greedy))
     tilt = self.config.get("reward_temperature", 0.0)
     if tilt and self._is_small():
       metrics |= self._against_target(params, base, tilt)
@@ -192,12 +193,3 @@ class Evaluator:
       for part in np.split(rows, len(rows) // chunk)
     ]
     return np.concatenate(parts)[: len(canvases)].astype(np.float64)
-
-
-def _mean(values, exact=None):
-  values = np.asarray(values, np.float64)
-  return {
-    "value": float(values.mean()),
-    "se": float(values.std() / len(values) ** 0.5),
-    "exact": exact,
-  }

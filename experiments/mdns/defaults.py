@@ -2,6 +2,8 @@
 
 import ml_collections
 
+from experiments.common import config as config_lib
+
 
 def base(name: str) -> ml_collections.ConfigDict:
   """Every field of an MDNS config, at its default value."""
@@ -63,13 +65,7 @@ def base(name: str) -> ml_collections.ConfigDict:
   config.num_eval = 32768
   config.eval_chunk = 4096
   config.num_reference = 1024
-  config.log_every = 50
-  config.eval_every = 500
-  config.checkpoint_every = 500
-
-  config.mesh = ml_collections.ConfigDict()
-  config.mesh.data = -1
-  config.mesh.fsdp = 1
+  config_lib.add_loop(config, log_every=50, eval_every=500)
   return config
 
 

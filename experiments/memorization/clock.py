@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdiff.core import checks
-from jdiff.methods import flow_matching, pruning
+from jdiff.methods import flow_matching
 from jdiff.methods.flow_matching import DrawTime
 
 LAWS = ("log_uniform", "uniform", "beta", "logit_normal")
@@ -57,13 +57,13 @@ def draw_time(
     raise ValueError(f"config.time.t_min must be < t_max={t_max}, got {t_min}.")
   start = t_min / t_max
   if law == "log_uniform":
-    draw = pruning.log_uniform_times(start)
+    draw = flow_matching.log_uniform(start)
   elif law == "uniform":
-    draw = pruning.within(flow_matching.uniform, start)
+    draw = flow_matching.within(flow_matching.uniform, start)
   elif law == "beta":
-    draw = pruning.within(pruning.beta_times(*beta), start)
+    draw = flow_matching.within(flow_matching.beta(*beta), start)
   elif law == "logit_normal":
-    draw = pruning.within(flow_matching.logit_normal(), start)
+    draw = flow_matching.within(flow_matching.logit_normal(), start)
   else:
     raise ValueError(
       f"config.time.law must be one of {', '.join(LAWS)}, got {law!r}."

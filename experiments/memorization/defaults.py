@@ -2,6 +2,9 @@
 
 import ml_collections
 
+from experiments.alignflow import defaults as flow_defaults
+from experiments.common import config as config_lib
+
 
 def base(experiment: str, name: str, **data) -> ml_collections.ConfigDict:
   """The fields of a run, at their default values.
@@ -31,35 +34,18 @@ def base(experiment: str, name: str, **data) -> ml_collections.ConfigDict:
   # paper's loss), "data" or "velocity".
   config.loss = "noise"
 
-  config.net = ml_collections.ConfigDict()
-  config.net.kind = "dit"
-  config.net.hidden = (128, 128, 128)
-  config.net.patch_size = 4
-  config.net.width = 96
-  config.net.num_layers = 2
-  config.net.num_heads = 8
-  config.net.remat = False
-  config.net.compute_dtype = "float32"
-
+  flow_defaults.learner(config)
+  flow_defaults.dit(config, width=96, num_layers=2, num_heads=8, patch_size=4)
   config.batch_size = 64
   config.num_steps = 2000
   config.learning_rate = 2e-3
   config.schedule = "constant"
   config.warmup_steps = 0
-  config.weight_decay = 0.0
-  config.adam_b2 = 0.999
-  config.max_grad_norm = 1.0
   config.ema_decay = 0.99
 
   config.sample_steps = 40
   config.num_eval = 1024
-  config.log_every = 50
-  config.eval_every = 500
-  config.checkpoint_every = 500
-
-  config.mesh = ml_collections.ConfigDict()
-  config.mesh.data = -1
-  config.mesh.fsdp = 1
+  config_lib.add_loop(config, log_every=50, eval_every=500)
   return config
 
 

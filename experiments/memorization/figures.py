@@ -27,7 +27,7 @@ def heads(path, importance, closed):
   axis.set_yticks(range(importance.shape[0]))
   axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(closed))
   figure.colorbar(image, label="importance")
-  _save(figure, path)
+  plots.save(figure, path)
 
 
 def shares(path, metrics, arms):
@@ -48,7 +48,7 @@ def shares(path, metrics, arms):
   axis.set_xticks(where, [arm.replace("_", "\n") for arm in arms])
   axis.set_ylabel("memorised")
   axis.legend()
-  _save(figure, path)
+  plots.save(figure, path)
 
 
 def sweep(path, panels):
@@ -89,10 +89,4 @@ def sweep(path, panels):
     lines.legend(fontsize=7)
     for axis in row:
       axis.set_xlabel("training rows")
-  _save(figure, path)
-
-
-def _save(figure, path):
-  figure.tight_layout()
-  figure.savefig(path, dpi=120)
-  plt.close(figure)
+  plots.save(figure, path)

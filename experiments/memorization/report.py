@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.common import features as features_lib
+from experiments.common import metrics as metrics_lib
 from experiments.common import plots
 from experiments.memorization import clock
 from jdiff import sde, selection, training
@@ -160,7 +161,7 @@ class Reporter:
     return {
       "memorised": share(1 / 3),
       "memorised_half": share(1 / 2),
-      "nearest_distance": _mean_se(distance),
+      "nearest_distance": metrics_lib.mean(distance),
     }
 
   def _fidelity(self, samples):
@@ -186,7 +187,7 @@ class Reporter:
       training.fetch(loss(params, block, rows[i]))
       for block, i in zip(keys, index, strict=True)
     ]
-    return _mean_se(np.concatenate(values))
+    return metrics_lib.mean(np.concatenate(values))
 
   def _gaps(self, params, key):
     schedule, law = gaussian.linear(), self.rows.law
@@ -246,8 +247,3 @@ def _nearness(samples, data):
 
 def _normal(keys, shape):
   return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-
-
-def _mean_se(values):
-  values = np.asarray(values, np.float64)
-  return {"value": values.mean(), "se": values.std() / len(values) ** 0.5}

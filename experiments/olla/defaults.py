@@ -2,6 +2,8 @@
 
 import ml_collections
 
+from experiments.common import config as config_lib
+
 
 def base(kind: str, **target) -> ml_collections.ConfigDict:
   """Every field of a config, at its default value.
@@ -38,11 +40,5 @@ def base(kind: str, **target) -> ml_collections.ConfigDict:
   # Chains whose records are kept for ESS and R-hat.
   config.num_traced = 16
 
-  config.log_every = 20
-  config.eval_every = 100
-  config.checkpoint_every = 100
-
-  config.mesh = ml_collections.ConfigDict()
-  config.mesh.data = -1
-  config.mesh.fsdp = 1
+  config_lib.add_loop(config, log_every=20, eval_every=100)
   return config

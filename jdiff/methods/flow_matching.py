@@ -10,6 +10,7 @@ Per-example keys are folded once more for each use: 0 for label dropout, 1 for
 times.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -40,6 +41,34 @@ def logit_normal(mean: float = 0.0, std: float = 1.0) -> DrawTime:
   return lambda key: jax.nn.sigmoid(mean + std * jax.random.normal(key))
 
 
+def beta(a: float = 0.8, b: float = 2.0) -> DrawTime:
+  """`t ~ Beta(a, b)`; by default the paper's law, which leans towards data.
+
+  Its mean is 2/7, and 0.27 of the draws lie below 0.1.
+  """
+  a = checks.check_finite("a", a, positive=True)
+  b = checks.check_finite("b", b, positive=True)
+  return lambda key: jax.random.beta(key, a, b)
+
+
+def log_uniform(t_min: float, t_max: float = 1.0) -> DrawTime:
+  """`log t` uniform between `log t_min` and `log t_max`, `0 < t_min < t_max`.
+
+  Memorisation is decided where noise is as large as the gaps between data;
+  this law finds that scale wherever it is.
+  """
+  t_min = checks.check_finite("t_min", t_min, positive=True)
+  _check_range(t_min, t_max)
+  low, high = math.log(t_min), math.log(t_max)
+  return lambda key: jnp.exp(jax.random.uniform(key, (), None, low, high))
+
+
+def within(draw_time: DrawTime, t_min: float, t_max: float = 1.0) -> DrawTime:
+  """`t_min + (t_max - t_min) u`, with `u` in `[0, 1]` from `draw_time`."""
+  _check_range(t_min, t_max)
+  return lambda key: t_min + (t_max - t_min) * draw_time(key)
+
+
 def flow_matching(
   params: Params,
   key: jax.Array,
@@ -62,7 +91,8 @@ def flow_matching(
     pairs: `Pairs` of `B` examples.
     velocity_fn: A `VelocityFn`.
     schedule: The path; `schedules.gaussian.linear()` by default.
-    draw_time: Law of `t`: `uniform` by default, or `logit_normal(...)`.
+    draw_time: Law of `t`: `uniform` by default, or one of `logit_normal`,
+      `beta`, `log_uniform` and `within`.
     null_label: The label that means none.
     label_dropout: Probability that an example's label is replaced by it.
 
@@ -188,3 +218,13 @@ def means_by_part(per_example: jax.Array, every: int) -> list[jax.Array]:
   """Means over the rows that `take_every` leaves, and over those it takes."""
   groups = per_example.reshape(-1, every)
   return [jnp.mean(groups[:, :-1]), jnp.mean(groups[:, -1])]
+
+
+def _check_range(t_min, t_max):
+  checks.check_finite("t_min", t_min)
+  checks.check_finite("t_max", t_max)
+  if not 0 <= t_min < t_max <= 1:
+    raise ValueError(
+      f"times must satisfy 0 <= t_min < t_max <= 1, got t_min={t_min} and "
+      f"t_max={t_max}."
+    )

@@ -9,8 +9,8 @@ gates of the lowest, fine-tune with the gates fixed. `nets.dit` takes gates
   gates = make_gates(importance, 0.2)
 
 where `loss_fn(gates, key, batch)` is any loss that draws its times from
-`beta_times()`. To prune single weights, or to hold zeros through weight decay
-and old momentum, wrap the optimizer in `masked`.
+`flow_matching.beta()`. To prune single weights, or to hold zeros through weight
+decay and old momentum, wrap the optimizer in `masked`.
 
 Ye et al., "Provable Separations between Memorization and Generalization in
 Diffusion Models" (ICLR 2026, arXiv:2511.03202), Algorithm 1. The paper leaves
@@ -20,7 +20,6 @@ network's activations where the other criteria need a loss alone, and magnitude
 pruning.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -31,40 +30,11 @@ import optax
 from jax import lax
 
 from jdiff.core import checks
-from jdiff.methods.flow_matching import DrawTime
 
 LossFn = Callable[[jax.Array, jax.Array, Any], jax.Array]
 """`(gates [L, H], key, batch) ->` the loss, a scalar or one an example."""
 
 CRITERIA = ("taylor", "taylor2", "ablate", "random")
-
-
-def beta_times(a: float = 0.8, b: float = 2.0) -> DrawTime:
-  """`t ~ Beta(a, b)`; by default the paper's law, which leans towards data.
-
-  Its mean is 2/7, and 0.27 of the draws lie below 0.1.
-  """
-  a = checks.check_finite("a", a, positive=True)
-  b = checks.check_finite("b", b, positive=True)
-  return lambda key: jax.random.beta(key, a, b)
-
-
-def log_uniform_times(t_min: float, t_max: float = 1.0) -> DrawTime:
-  """`log t` uniform between `log t_min` and `log t_max`, `0 < t_min < t_max`.
-
-  Memorisation is decided where noise is as large as the gaps between data;
-  this law finds that scale wherever it is.
-  """
-  t_min = checks.check_finite("t_min", t_min, positive=True)
-  _check_range(t_min, t_max)
-  low, high = math.log(t_min), math.log(t_max)
-  return lambda key: jnp.exp(jax.random.uniform(key, (), None, low, high))
-
-
-def within(draw_time: DrawTime, t_min: float, t_max: float = 1.0) -> DrawTime:
-  """`t_min + (t_max - t_min) u`, with `u` in `[0, 1]` from `draw_time`."""
-  _check_range(t_min, t_max)
-  return lambda key: t_min + (t_max - t_min) * draw_time(key)
 
 
 def head_importance(
@@ -90,7 +60,7 @@ def head_importance(
     batches: Pytree of `[K, ...]` arrays: `K >= 1` batches, one at a time in
       memory. Not looked at by `"random"`.
     loss_fn: See `LossFn`; differentiable in `gates` but for `"ablate"`. It
-      draws its own times: pass `beta_times()` to the loss in it.
+      draws its own times: pass `flow_matching.beta()` to the loss in it.
     criterion: One of `CRITERIA`.
 
   Returns:
@@ -268,13 +238,3 @@ def masked(
 def _rank(x: jax.Array) -> jax.Array:
   """Places in ascending order along the last axis; of equals, the first."""
   return jnp.argsort(jnp.argsort(x, axis=-1, stable=True), axis=-1)
-
-
-def _check_range(t_min, t_max):
-  checks.check_finite("t_min", t_min)
-  checks.check_finite("t_max", t_max)
-  if not 0 <= t_min < t_max <= 1:
-    raise ValueError(
-      f"times must satisfy 0 <= t_min < t_max <= 1, got t_min={t_min} and "
-      f"t_max={t_max}."
-    )

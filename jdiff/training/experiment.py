@@ -63,7 +63,8 @@ class Study(NamedTuple):
       calls `training.run` for each of its runs, in folders of `workdir`: those
       that are finished are only read and one that was cut off continues, so
       that a study resumes if what it does between them depends on the config
-      and on its runs alone. Figures go to `workdir / "figures"`.
+      and on its runs alone. Figures go to `workdir / "figures"`. The report's
+    `wall_seconds` are those of the call that finished it.
   """
 
   run: Callable[[pathlib.Path, bool], dict[str, Any]]

@@ -458,11 +458,6 @@ def test_expected_variances():
   replace = closed_form.expected_variance("replace", **options)
   np.testing.assert_allclose(replace, 0.9**n, rtol=1e-12)
   np.testing.assert_allclose(
-    closed_form.expected_variance("replace", oversample=3, **options),
-    replace,
-    rtol=1e-12,
-  )
-  np.testing.assert_allclose(
     closed_form.expected_variance("accumulate", **options),
     np.cumprod(1 - 1 / (10 * n**2)),
     rtol=1e-12,

@@ -342,3 +342,67 @@ def test_bad_arguments():
       noise_fn=lambda p, x, t: x,
       weighting=lambda t: 1.0,
     )
+
+
+NUM = 100_000
+
+
+@jax.jit
+def draws(keys):
+  laws = {
+    "beta": fm.beta(),
+    "log_uniform": fm.log_uniform(0.01),
+    "within": fm.within(fm.beta(), 0.2, 0.7),
+  }
+  return {name: jax.vmap(law)(keys) for name, law in laws.items()}
+
+
+def z_score(values, mean):
+  values = np.asarray(values, np.float64)
+  return abs(values.mean() - mean) / (values.std() / len(values) ** 0.5)
+
+
+def test_time_laws():
+  t = jax.tree.map(np.asarray, draws(jax.random.split(jax.random.key(0), NUM)))
+  beta = t["beta"]
+  assert beta.min() > 0 and beta.max() < 1
+  # Within five standard errors of the exact values.
+  assert z_score(beta, 2 / 7) < 5
+  assert z_score(beta < 0.1, 0.27260) < 5
+  assert z_score(beta < 0.5, 0.80409) < 5
+  assert z_score(beta, 2 / 6) > 5  # Beta(1, 2)
+  log_t = np.log(t["log_uniform"])
+  assert log_t.min() >= np.log(0.01) - 1e-5 and log_t.max() <= 0
+  assert z_score(log_t, np.log(0.01) / 2) < 5
+  assert z_score(log_t < 0.75 * np.log(0.01), 0.25) < 5
+  assert t["within"].min() > 0.2 and t["within"].max() < 0.7
+  np.testing.assert_allclose(t["within"], 0.2 + 0.5 * beta, rtol=1e-6)
+
+
+def test_time_laws_are_those_of_the_losses():
+  seen = []
+
+  def velocity(params, x, t):
+    seen.append(t)
+    return params * x
+
+  pairs = Pairs(jnp.ones((4, 2)), jnp.zeros((4, 2)))
+  fm.flow_matching(
+    0.0,
+    jax.random.key(0),
+    pairs,
+    velocity_fn=velocity,
+    draw_time=fm.within(fm.beta(), 0.4, 0.5),
+  )
+  assert np.all((seen[0] > 0.4) & (seen[0] < 0.5))
+
+
+def test_time_laws_bad_input():
+  with pytest.raises(ValueError, match="a must be positive"):
+    fm.beta(0.0)
+  with pytest.raises(ValueError, match="t_min must be positive"):
+    fm.log_uniform(0.0)
+  with pytest.raises(ValueError, match="0 <= t_min < t_max <= 1"):
+    fm.log_uniform(0.02, 5.0)
+  with pytest.raises(ValueError, match="0 <= t_min < t_max <= 1"):
+    fm.within(fm.uniform, 0.5, 0.5)

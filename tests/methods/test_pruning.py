@@ -6,8 +6,6 @@ import numpy as np
 import optax
 import pytest
 
-from jdiff.core.types import Pairs
-from jdiff.methods import flow_matching as fm
 from jdiff.methods import pruning
 
 LAYERS, HEADS, BATCHES, SIZE = 2, 3, 3, 4
@@ -181,70 +179,6 @@ def test_gates_bad_input():
     pruning.make_gates(scores.at[0, 0].set(jnp.nan), 0.2)
   with pytest.raises(ValueError, match="importance must have shape"):
     pruning.make_gates(jnp.ones(6), 0.2)
-
-
-NUM = 100_000
-
-
-@jax.jit
-def draws(keys):
-  laws = {
-    "beta": pruning.beta_times(),
-    "log_uniform": pruning.log_uniform_times(0.01),
-    "within": pruning.within(pruning.beta_times(), 0.2, 0.7),
-  }
-  return {name: jax.vmap(law)(keys) for name, law in laws.items()}
-
-
-def z_score(values, mean):
-  values = np.asarray(values, np.float64)
-  return abs(values.mean() - mean) / (values.std() / len(values) ** 0.5)
-
-
-def test_time_laws():
-  t = jax.tree.map(np.asarray, draws(jax.random.split(KEY, NUM)))
-  beta = t["beta"]
-  assert beta.min() > 0 and beta.max() < 1
-  # Within five standard errors of the exact values.
-  assert z_score(beta, 2 / 7) < 5
-  assert z_score(beta < 0.1, 0.27260) < 5
-  assert z_score(beta < 0.5, 0.80409) < 5
-  assert z_score(beta, 2 / 6) > 5  # Beta(1, 2)
-  log_t = np.log(t["log_uniform"])
-  assert log_t.min() >= np.log(0.01) - 1e-5 and log_t.max() <= 0
-  assert z_score(log_t, np.log(0.01) / 2) < 5
-  assert z_score(log_t < 0.75 * np.log(0.01), 0.25) < 5
-  assert t["within"].min() > 0.2 and t["within"].max() < 0.7
-  np.testing.assert_allclose(t["within"], 0.2 + 0.5 * beta, rtol=1e-6)
-
-
-def test_time_laws_are_those_of_the_losses():
-  seen = []
-
-  def velocity(params, x, t):
-    seen.append(t)
-    return params * x
-
-  pairs = Pairs(jnp.ones((4, 2)), jnp.zeros((4, 2)))
-  fm.flow_matching(
-    0.0,
-    KEY,
-    pairs,
-    velocity_fn=velocity,
-    draw_time=pruning.within(pruning.beta_times(), 0.4, 0.5),
-  )
-  assert np.all((seen[0] > 0.4) & (seen[0] < 0.5))
-
-
-def test_time_laws_bad_input():
-  with pytest.raises(ValueError, match="a must be positive"):
-    pruning.beta_times(0.0)
-  with pytest.raises(ValueError, match="t_min must be positive"):
-    pruning.log_uniform_times(0.0)
-  with pytest.raises(ValueError, match="0 <= t_min < t_max <= 1"):
-    pruning.log_uniform_times(0.02, 5.0)
-  with pytest.raises(ValueError, match="0 <= t_min < t_max <= 1"):
-    pruning.within(fm.uniform, 0.5, 0.5)
 
 
 MASKS = {
