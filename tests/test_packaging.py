@@ -62,8 +62,8 @@ def undeclared(folders, *extras):
 def test_imports_are_declared():
   assert third_party("jdiff")["jax"]
   assert undeclared(["jdiff"]) == {}
-  assert undeclared(["experiments"], "data") == {}
-  assert undeclared(["benchmarks", "tests"], "data", "peers", "dev") == {}
+  assert undeclared(["experiments"], "data", "molecules") == {}
+  assert undeclared(["benchmarks", "tests"], "data", "molecules", "dev") == {}
 
 
 def test_dependencies_are_bounded_above():
@@ -90,7 +90,7 @@ def test_constraints_are_exact_and_name_no_place(name):
       pins[distribution.lower().replace("_", "-")] = version
   for part in ("jaxlib", "jax-cuda13-plugin", "jax-cuda13-pjrt"):
     assert pins[part] == pins["jax"]
-  lines = [EXTRAS[extra] for extra in ("data", "peers", "dev")]
+  lines = [EXTRAS[extra] for extra in ("data", "molecules", "dev")]
   wanted = declared(sum(lines, PROJECT["dependencies"])) - {"jdiff-research"}
   assert {name.replace("_", "-") for name in wanted} <= set(pins)
 

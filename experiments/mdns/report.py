@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common import plots
+from experiments.common import estimates, plots
+from experiments.common import metrics as metrics_lib
 from jdiff import training
 from jdiff.core import weights
 from jdiff.methods import mdns
@@ -54,39 +55,17 @@ class Evaluator:
     ]
     log_w = jnp.asarray(np.concatenate([c[0] for c in chunks]))
     exact = self._exact()
-    num = log_w.shape[0]
-    metrics = {
-      "log_z": _entry(
-        weights.log_z(log_w), weights.log_z_se(log_w), exact.get("log_z")
-      ),
-      "elbo": _entry(weights.elbo(log_w), log_w.std() / num**0.5),
-      "ess_fraction": _entry(weights.ess_fraction(log_w)),
+    metrics = estimates.of_weights(log_w, exact)
+    observed = {
+      name: np.concatenate([c[1][name] for c in chunks])
+      for name in chunks[0][1]
     }
-    for name in chunks[0][1]:
-      values = jnp.asarray(np.concatenate([c[1][name] for c in chunks]))
-      mean, se = weights.expectation(log_w, values)
-      truth = exact.get(name)
-      if values.ndim == 1:
-        metrics[name] = _entry(mean, se, truth)
-        raw, raw_se = values.mean(), values.std() / num**0.5
-        metrics[f"{name}_raw"] = _entry(raw, raw_se, truth)
-      elif name == "correlation":
-        for r in sorted({1, values.shape[1]}):
-          metrics[f"correlation_{r}"] = _entry(
-            mean[r - 1], se[r - 1], None if truth is None else truth[r - 1]
-          )
-      else:
-        for i in range(values.shape[1]):
-          metrics[f"{name}_{i}"] = _entry(
-            mean[i], se[i], None if truth is None else truth[i]
-          )
+    metrics |= estimates.of_observables(log_w, observed, exact)
     if final and self.target.sample is not None:
       key_sample, key_order = jax.random.split(jax.random.fold_in(key, 2**30))
       samples = self._samples(key_sample)
       upper = self._upper(params, key_order, samples)
-      metrics["eubo"] = _entry(
-        upper.mean(), upper.std() / upper.shape[0] ** 0.5
-      )
+      metrics["eubo"] = metrics_lib.mean(upper)
     if not final:
       return {k: v for k, v in metrics.items() if not k.endswith("_raw")}
     metrics["nfe"] = self.law.num_steps
@@ -148,11 +127,3 @@ class Evaluator:
     if self.target.log_z is not None:
       exact.setdefault("log_z", self.target.log_z)
     return exact
-
-
-def _entry(value, se=None, exact=None):
-  return {
-    "value": float(value),
-    "se": None if se is None else float(se),
-    "exact": None if exact is None or np.isnan(exact) else float(exact),
-  }

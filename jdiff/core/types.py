@@ -120,13 +120,13 @@ class Target(NamedTuple):
   """An unnormalised law that knows what can be known of it exactly.
 
   Attributes:
-    log_prob: Unnormalised `log_prob` of one configuration (`[L]` int32 or
-      `[dim]` float); batch it with `jax.vmap`.
+    log_prob: Unnormalised `log_prob` of one configuration (`[L]` int32, or
+      float of the target's `shape`); batch it with `jax.vmap`.
     length: Sites of a discrete configuration, else None.
     num_tokens: Tokens a site, else None.
     dim: Dimension of a continuous configuration, else None.
     log_z: The exact log partition function in nats, or None.
-    sample: `(key, num_samples) -> [N, L]` draws, exact or by well-mixed
+    sample: `(key, num_samples) -> [N, ...]` draws, exact or by well-mixed
       MCMC as its docstring says, or None.
     exact: `() -> {name: value}`, exact expectations in float64, or None.
     observables: `x -> {name: value}` of one configuration, the functions
@@ -139,6 +139,9 @@ class Target(NamedTuple):
     context: `(order) -> [L, R]` int32 table of the sites that matter most to
       each site among those revealed before it, -1 where there are fewer; or
       None.
+    particles: `(n, d)`: configurations are `[n, d]` positions whose centre of
+      mass is zero, and `log_prob` is a density on that subspace, of
+      `dim = (n - 1) d` dimensions; else None.
   """
 
   log_prob: LogProb
@@ -152,6 +155,17 @@ class Target(NamedTuple):
   conditional: Callable[..., tuple[jax.Array, jax.Array]] | None = None
   orders: Mapping[str, Order] = {}
   context: Callable[..., np.ndarray] | None = None
+  particles: tuple[int, int] | None = None
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """One configuration's shape; a ValueError for a discrete target."""
+    if self.dim is None:
+      raise ValueError(
+        "target must be continuous, with a dim; got "
+        f"length={self.length}, num_tokens={self.num_tokens}, dim=None."
+      )
+    return self.particles or (self.dim,)
 
   def discrete(self) -> tuple[int, int]:
     """`(length, num_tokens)`, or a ValueError for a continuous target."""

@@ -10,6 +10,7 @@ the answers are NaN, which the trainer's guard reports.
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from jdiff.core import checks
 
@@ -134,39 +135,77 @@ def temper(log_weights: jax.Array, exponent) -> jax.Array:
   return jnp.where(log_weights == -jnp.inf, -jnp.inf, log_weights * exponent)
 
 
+def kl(log_weights: jax.Array, axis_name: AxisName = None) -> jax.Array:
+  """Estimate of `KL(P || P_w)` from samples of `P`: `log mean w - mean log w`.
+
+  Over the weights that are not zero, where it is finite; nats.
+  """
+  log_weights = _wide(log_weights)
+  present = log_weights > -jnp.inf
+  num = _sum(present.astype(log_weights.dtype), axis_name)
+  total = _sum(jnp.where(present, log_weights, 0), axis_name)
+  return _log_sum_exp(log_weights, axis_name) - jnp.log(num) - total / num
+
+
 def solve_exponent(
   log_weights: jax.Array,
-  min_fraction,
+  min_fraction=None,
   axis_name: AxisName = None,
   *,
+  max_kl=None,
+  offset: jax.Array | None = None,
+  low: ArrayLike = 0.0,
   num_steps: int = 32,
 ) -> jax.Array:
-  """The largest exponent in `[0, 1]` that keeps the tempered weights' ESS.
+  """The largest exponent in `[0, 1]` whose tempered weights stay even enough.
 
   `temper(log_weights, exponent)` then has `ess >= min_fraction * M`, with `M`
   the number of non-zero weights: zeros stay zeros at every exponent, so they
-  cannot be asked for. The ESS falls as the exponent grows, hence bisection,
-  with a fixed number of steps; `jax.vmap` solves each group of samples by
-  itself. DMPO's coefficient and PDNS's step are this number.
+  cannot be asked for. Or it has `kl <= max_kl`. The ESS falls and the KL rises
+  as the exponent grows, hence bisection, with a fixed number of steps;
+  `jax.vmap` solves each group of samples by itself. DMPO's coefficient and
+  PDNS's step are this number.
 
   Args:
     log_weights: `[N]`.
-    min_fraction: The ESS wanted, as a share in `(0, 1)`.
+    min_fraction: The ESS wanted, as a share in `(0, 1)`; or None.
     axis_name: Mesh axis of a sharded `N`, inside `shard_map`.
-    num_steps: Halvings of `[0, 1]`.
+    max_kl: The KL allowed instead, in nats.
+    offset: `[N]` log-weights that are added untempered. Evenness need not then
+      be monotone in the exponent, and the answer is a crossing.
+    low: Smallest answer, given though the weights are too uneven there.
+    num_steps: Halvings of `[low, 1]`.
 
   Returns:
     A scalar without gradient; exactly 1 where the weights as they are will do.
+
+  Raises:
+    ValueError: If not exactly one criterion is given, or it is out of range.
   """
-  if checks.is_concrete(min_fraction) and not 0 < min_fraction < 1:
+  if (min_fraction is None) == (max_kl is None):
+    raise ValueError(
+      "pass exactly one of min_fraction and max_kl, got "
+      f"min_fraction={min_fraction}, max_kl={max_kl}."
+    )
+  if min_fraction is None:
+    checks.check_finite("max_kl", max_kl, positive=True)
+  elif checks.is_concrete(min_fraction) and not 0 < min_fraction < 1:
     raise ValueError(f"min_fraction must lie in (0, 1), got {min_fraction}.")
   checks.check_int("num_steps", num_steps)
   log_weights = lax.stop_gradient(_wide(log_weights))
-  present = (log_weights > -jnp.inf).astype(log_weights.dtype)
-  wanted = min_fraction * _sum(present, axis_name)
+  if offset is not None:
+    offset = lax.stop_gradient(_wide(offset))
+    checks.check_shape("offset", offset, log_weights.shape)
 
   def enough(exponent):
-    return ess(temper(log_weights, exponent), axis_name) >= wanted
+    tempered = temper(log_weights, exponent)
+    if offset is not None:
+      tempered = tempered + offset
+    if min_fraction is None:
+      return kl(tempered, axis_name) <= max_kl
+    present = (tempered > -jnp.inf).astype(tempered.dtype)
+    wanted = min_fraction * _sum(present, axis_name)
+    return ess(tempered, axis_name) >= wanted
 
   def halve(_, bounds):
     low, high = bounds
@@ -175,7 +214,8 @@ def solve_exponent(
     return jnp.where(ok, middle, low), jnp.where(ok, high, middle)
 
   one = jnp.ones((), log_weights.dtype)
-  low, _ = lax.fori_loop(0, num_steps, halve, (0 * one, one))
+  start = jnp.asarray(low, log_weights.dtype) * one
+  low, _ = lax.fori_loop(0, num_steps, halve, (start, one))
   return jnp.where(enough(one), one, low)
 
 

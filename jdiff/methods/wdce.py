@@ -1,6 +1,6 @@
-"""Weighted denoising cross-entropy (WDCE).
+"""Weighted denoising cross-entropy (WDCE), and its form for Gaussian noise.
 
-Fits a masked network to the reward-tilted law from terminal samples and one
+Fits a network to the reward-tilted law from terminal samples and one
 log-weight each; no trajectory is kept. MDNS (arXiv:2508.10684), PDNS, DMPO and
 TR2-D2 share it.
 """
@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jdiff import sde
 from jdiff.core import checks, weights
-from jdiff.core.types import LogitsFn, Params
+from jdiff.core import keys as keys_lib
+from jdiff.core.types import LogitsFn, Params, ScoreFn
 from jdiff.ctmc import masks
 from jdiff.elbo import denoising, token_probs
 
@@ -78,6 +80,51 @@ def wdce(
     implementation=implementation,
   )
   return factors * nll, info
+
+
+def bridge_wdce(
+  params: Params,
+  key: jax.Array,
+  samples: jax.Array,
+  log_weights: jax.Array,
+  *,
+  residual_fn: ScoreFn,
+  reference: sde.Reference,
+  min_time: float = 1e-3,
+  axis_name: weights.AxisName = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """WDCE of a Gaussian process: `w |residual_fn(x_t, t) - residual|^2 / 2`.
+
+  `x_t` is drawn from the reference's bridge to the sample, from a fresh start,
+  with one time per example. At the optimum the control is that of the weighted
+  law, up to the start that the reference remembers.
+
+  Args:
+    params: Passed to `residual_fn`.
+    key: One PRNG key, or `[B]` keys; consumed.
+    samples: `[B, ...]`.
+    log_weights: `[B]`, unnormalised, detached; see `wdce`.
+    residual_fn: A `ScoreFn`, see `sde.rollout`.
+    reference: The process.
+    min_time: Times are uniform in `[min_time, 1]`.
+    axis_name: Mesh axis of a sharded batch, inside `shard_map`.
+
+  Returns:
+    `(per_example [B], info)`.
+  """
+  if not 0 < min_time < 1:
+    raise ValueError(f"min_time must lie in (0, 1), got {min_time}.")
+  checks.check_shape("log_weights", log_weights, (samples.shape[0],))
+  samples = lax.stop_gradient(samples)
+  keys = keys_lib.per_example(key, samples.shape[0])
+  t = jax.vmap(lambda k: jax.random.uniform(k, minval=min_time))(
+    keys_lib.fold(keys, 2)
+  )
+  point = sde.bridge(keys, samples, t, reference=reference)
+  error = residual_fn(params, point.x, t) - point.residual
+  square = jnp.sum(error**2, axis=tuple(range(1, error.ndim)))
+  share = coefficients(log_weights, axis_name=axis_name)
+  return 0.5 * share * square, {}
 
 
 def coefficients(

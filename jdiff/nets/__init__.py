@@ -5,6 +5,7 @@
 
 from jdiff.nets import lora
 from jdiff.nets.dit import compact, dit
+from jdiff.nets.egnn import egnn
 from jdiff.nets.local import local
 from jdiff.nets.mlp import mlp
 from jdiff.nets.network import Network
@@ -15,6 +16,7 @@ __all__ = [
   "Network",
   "compact",
   "dit",
+  "egnn",
   "local",
   "lora",
   "mlp",

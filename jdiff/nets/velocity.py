@@ -23,6 +23,7 @@ def velocity_mlp(
   max_frequency: float = embed.SMOOTH_FREQUENCY,
   activation: Callable[[jax.Array], jax.Array] = nn.silu,
   zero_init_head: bool = True,
+  skip: bool = False,
   compute_dtype: DTypeLike = jnp.float32,
 ) -> Network:
   """Builds a velocity field, or an average velocity, on `R^dim`.
@@ -37,6 +38,8 @@ def velocity_mlp(
     max_frequency: Fastest angle of the time embedding over the unit of time.
     activation: Elementwise, differentiable twice where `d/dt` is trained on.
     zero_init_head: Starts from the zero velocity instead of a random one.
+    skip: Adds `x` times a factor for each entry that depends on the condition
+      alone, zero at first: all that a Gaussian law would need.
     compute_dtype: Dtype of the hidden layers. Parameters, conditioning and the
       answer are float32 whatever it is.
 
@@ -63,6 +66,7 @@ def velocity_mlp(
     max_frequency=max_frequency,
     activation=activation,
     zero_init_head=zero_init_head,
+    skip=skip,
     dtype=embed.float_dtype(compute_dtype),
   )
   init, call = embed.as_velocity(module, (dim,), num_classes, two_times)
@@ -87,6 +91,7 @@ class _VelocityMLP(nn.Module):
   max_frequency: float
   activation: Callable[[jax.Array], jax.Array]
   zero_init_head: bool
+  skip: bool
   dtype: Any
 
   @nn.compact
@@ -106,7 +111,12 @@ class _VelocityMLP(nn.Module):
       wide,
       name="condition",
     )(t, s, label)
-    dim = x.shape[-1]
+    dim, linear = x.shape[-1], jnp.zeros((), wide)
+    if self.skip:
+      factor = nn.Dense(
+        dim, kernel_init=nn.initializers.zeros, dtype=wide, name="skip"
+      )
+      linear = factor(nn.silu(condition)) * x
     for i, width in enumerate(self.hidden):
       x = nn.Dense(width, dtype=self.dtype, name=f"dense_{i}")(x)
       if i == 0:
@@ -122,4 +132,4 @@ class _VelocityMLP(nn.Module):
     y = jnp.einsum(
       "bh,hd->bd", x, kernel.astype(self.dtype), preferred_element_type=wide
     )
-    return y + bias[None]
+    return y + bias[None] + linear

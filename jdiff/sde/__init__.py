@@ -1,6 +1,6 @@
 """Gaussian processes: interpolants, samplers, exact-kernel rollouts."""
 
-from jdiff.sde import vp
+from jdiff.sde import references
 from jdiff.sde.empirical import (
   LossGap,
   empirical_denoised,
@@ -19,6 +19,17 @@ from jdiff.sde.interpolants import (
   score_from_velocity,
   velocity_from_score,
 )
+from jdiff.sde.paths import (
+  Bridge,
+  bridge,
+  fit_spread,
+  langevin,
+  path_log_ratio,
+  reference_path,
+  rollout,
+  rollout_path,
+)
+from jdiff.sde.references import Reference, check_tails
 from jdiff.sde.samplers import (
   Samples,
   Straightness,
@@ -28,35 +39,32 @@ from jdiff.sde.samplers import (
   sample_sde,
   straightness,
 )
-from jdiff.sde.vp import (
-  Bridge,
-  bridge,
-  path_log_ratio,
-  reference_log_prob,
-  rollout,
-  rollout_path,
-)
 
 __all__ = [
   "Bridge",
   "LossGap",
   "Point",
+  "Reference",
   "Samples",
   "Straightness",
   "bridge",
+  "check_tails",
   "denoised_from_velocity",
   "empirical_denoised",
   "empirical_hessian",
   "empirical_score",
   "empirical_score_fn",
   "empirical_velocity_fn",
+  "fit_spread",
   "guided",
   "interpolate",
+  "langevin",
   "loss_gap",
   "loss_gap_ceiling",
   "noise_from_velocity",
   "path_log_ratio",
-  "reference_log_prob",
+  "reference_path",
+  "references",
   "rollout",
   "rollout_path",
   "sample_flow_map",
@@ -65,5 +73,4 @@ __all__ = [
   "score_from_velocity",
   "straightness",
   "velocity_from_score",
-  "vp",
 ]

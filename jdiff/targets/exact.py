@@ -1,7 +1,8 @@
 """Exact answers for lattice models, in float64 on the host.
 
-Enumeration and transfer matrices here, free fermions in `torus`; `best` picks
-the strongest that applies. The tests hold them against one another.
+Enumeration and transfer matrices here, those of disordered lattices in
+`transfer`, free fermions in `torus`; `best` picks the strongest that applies.
+The tests hold them against one another.
 """
 
 import functools
@@ -15,7 +16,7 @@ from scipy import special
 from jdiff.core import checks
 from jdiff.core.types import Target
 from jdiff.targets import enumerate as enumerate_lib
-from jdiff.targets import torus
+from jdiff.targets import torus, transfer
 
 
 def enumeration(target: Target) -> dict[str, Any]:
@@ -38,11 +39,20 @@ def enumeration(target: Target) -> dict[str, Any]:
 
 
 def best(target: Target, ising: tuple | None) -> dict[str, Any]:
-  """The Ising model's expectations by the best oracle for its size."""
+  """The Ising model's expectations by the best oracle for its size.
+
+  Args:
+    target: The model.
+    ising: Its size, beta, coupling, field and whether it is periodic; the
+      coupling and the field may be arrays.
+  """
+  answer: dict[str, Any] = {}
+  if ising is not None and (np.ndim(ising[2]) or np.ndim(ising[3])):
+    answer = transfer.solve(*ising)
   if 2 ** target.discrete()[0] <= enumerate_lib.MAX_STATES:
-    return _expectations(enumeration(target))
-  if ising is None:
-    return {}
+    answer |= _expectations(enumeration(target))
+  if answer or ising is None:
+    return answer
   size, beta, coupling, field, periodic = ising
   if not periodic:
     return {}

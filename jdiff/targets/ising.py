@@ -9,7 +9,7 @@ import numpy as np
 
 from jdiff.core import checks, orders
 from jdiff.core.types import Target
-from jdiff.targets import cluster, exact, lattice, torus
+from jdiff.targets import cluster, exact, lattice, torus, transfer
 from jdiff.targets import enumerate as enumerate_lib
 
 
@@ -17,11 +17,11 @@ def ising(
   size: int,
   *,
   beta: float,
-  coupling: float = 1.0,
-  field: float = 0.0,
+  coupling: float | np.ndarray | jax.Array = 1.0,
+  field: float | np.ndarray | jax.Array = 0.0,
   periodic: bool = True,
 ) -> Target:
-  """`log_prob = beta (J sum_<ij> s_i s_j + h sum_i s_i)`, `s = 2 x - 1`.
+  """`log_prob = beta (sum_<ij> J_ij s_i s_j + sum_i h_i s_i)`, `s = 2 x - 1`.
 
   Each bond counts once (twice on a periodic lattice of side 2, as the shifted
   lattice sums have it). Orders: `"random"`, `"even_odd"`, `"chain"`.
@@ -29,8 +29,11 @@ def ising(
   Args:
     size: Lattice side, `>= 2`; `L = size ** 2` sites.
     beta: Inverse temperature.
-    coupling: `J`; negative is the antiferromagnet.
-    field: `h`.
+    coupling: `J`; negative is the antiferromagnet. Or `[L, 2]`, of each site
+      with the one below it and the one on its right, as
+      `lattice.neighbours` has them: spin glasses, diluted lattices. Without
+      periodic edges, bonds beyond an edge are ignored.
+    field: `h`, or `[L]`, of each site.
     periodic: Whether opposite edges are joined.
 
   Returns:
@@ -39,23 +42,41 @@ def ising(
     magnetisation is positive, 1/2 where zero) and `correlation`, `[size //
     2]`, of `s_i s_(i+r)` along rows and columns, `r = 1, 2, ...`.
 
+    With an array among the parameters `sample` is exact, and `exact` has the
+    answers of `transfer.solve`: those alone above side 4, and neither, nor
+    `log_z`, above side `transfer.MAX_SIDE`. A network that shares weights over
+    sites sees the disorder through `conditional` alone.
+
   Raises:
-    ValueError: If `size < 2` or a parameter is not finite.
-    TypeError: If `size` is not an integer or a parameter not a number.
+    ValueError: If `size < 2`, or a parameter is not finite or has a wrong
+      shape.
+    TypeError: If `size` is not an integer or a parameter holds no numbers.
   """
   checks.check_int("size", size, 2)
-  for name, value in (("beta", beta), ("coupling", coupling), ("field", field)):
-    checks.check_finite(name, value)
   num_sites = size * size
+  checks.check_finite("beta", beta)
+  _check("coupling", coupling, (num_sites, 2))
+  _check("field", field, (num_sites,))
+  disordered = np.ndim(coupling) > 0 or np.ndim(field) > 0
   near = lattice.neighbours(size, periodic=periodic)
 
   def spins(x):
     wide = jnp.promote_types(jnp.result_type(float), jnp.float32)
     return (2 * x - 1).astype(wide).reshape(size, size)
 
+  def fill(dtype):
+    """The parameters as `[L, 2]` and `[L]`."""
+    return (
+      jnp.broadcast_to(jnp.asarray(coupling, dtype), (num_sites, 2)),
+      jnp.broadcast_to(jnp.asarray(field, dtype), (num_sites,)),
+    )
+
   def interaction(x):
-    """`J sum s s + h sum s`, which is minus the energy."""
+    """`sum J s s + sum h s`, which is minus the energy."""
     s = spins(x)
+    if disordered:
+      couplings, fields = fill(s.dtype)
+      return _weigh(s, couplings, fields, periodic)
     bonds = sum(jnp.sum(a * b) for a, b in _pairs(s, 1, periodic))
     return coupling * bonds + field * jnp.sum(s)
 
@@ -79,7 +100,11 @@ def ising(
     seen, exists = lattice_values(tokens, near, sites)
     revealed = (seen >= 0) & (seen < 2)
     s = jnp.where(revealed, 2.0 * seen - 1.0, 0.0)
-    odds = beta * (coupling * s.sum(axis=-1) + field)
+    if disordered:
+      couplings, fields = fill(s.dtype)
+      odds = beta * _local_field(s, couplings, fields, near, sites)
+    else:
+      odds = beta * (coupling * s.sum(axis=-1) + field)
     return jnp.stack([-odds, odds], -1), (revealed | ~exists).all(axis=-1)
 
   def describe():
@@ -89,7 +114,9 @@ def ising(
 
   static = checks.is_concrete(beta, coupling, field)
   sample = None
-  if static:
+  if static and disordered and size <= transfer.MAX_SIDE:
+    sample = transfer.sampler(size, beta, coupling, field, periodic)
+  elif static and not disordered:
     sample = cluster.sampler(
       size,
       2,
@@ -113,10 +140,12 @@ def ising(
     },
     context=functools.partial(lattice.context, size, periodic=periodic),
   )
-  if not static:
+  if not static or (disordered and size > transfer.MAX_SIDE):
     return target
   answers = functools.cache(describe)
   target = target._replace(exact=answers)
+  if disordered:
+    return target._replace(log_z=answers()["log_z"])
   solvable = periodic and field == 0 and size > 2 and coupling * beta != 0
   if solvable and (coupling * beta > 0 or size % 2 == 0):
     k = abs(float(beta) * float(coupling))
@@ -127,7 +156,13 @@ def ising(
 
 
 def lattice_values(tokens: jax.Array, near: np.ndarray, sites):
-  """Tokens `[B, m, 4]` at the sites' neighbours (-1 beyond an edge)."""
+  """Tokens `[B, m, D]` at the sites' neighbours, and which of them exist.
+
+  Args:
+    tokens: `[B, L]` int.
+    near: `[L, D]` neighbours, -1 where there are fewer; so are their tokens.
+    sites: `[m]`, `[B, m]` or None for all.
+  """
   table = jnp.asarray(near)
   table = table if sites is None else table[sites]
   index = jnp.maximum(table, 0)
@@ -139,6 +174,47 @@ def lattice_values(tokens: jax.Array, near: np.ndarray, sites):
   return jnp.where(table >= 0, seen, -1), jnp.broadcast_to(
     table >= 0, seen.shape
   )
+
+
+def _check(name: str, value, shape: tuple[int, ...]) -> None:
+  """Raises unless `value` is a finite number or such an array of them."""
+  if np.ndim(value) == 0:
+    checks.check_finite(name, value)
+    return
+  checks.check_shape(name, value, shape, "Or pass one number for all.")
+  if not checks.is_concrete(value):
+    return
+  try:
+    numbers = np.asarray(value, np.float64)
+  except (TypeError, ValueError):
+    raise TypeError(f"{name} must hold numbers, got {value!r}.") from None
+  if not np.isfinite(numbers).all():
+    where = np.argwhere(~np.isfinite(numbers))[0]
+    raise ValueError(
+      f"{name} must be finite, got {numbers[tuple(where)]} at {where.tolist()}."
+    )
+
+
+def _weigh(s: jax.Array, bonds: jax.Array, field: jax.Array, periodic: bool):
+  """`sum J s s + sum h s` of a `[size, size]` grid, by `[L, 2]` and `[L]`."""
+  total = jnp.sum(field.reshape(s.shape) * s)
+  for axis, (a, b) in enumerate(_pairs(s, 1, periodic)):
+    inside = bonds[:, axis].reshape(s.shape)[: a.shape[0], : a.shape[1]]
+    total = total + jnp.sum(inside * a * b)
+  return total
+
+
+def _local_field(s, bonds, field, near: np.ndarray, sites):
+  """`[B, m]`: the field at the sites whose neighbours' spins are `s`, or 0."""
+  _, up, _, left = near.T
+  around = jnp.stack(
+    [bonds[:, 0], bonds[up, 0], bonds[:, 1], bonds[left, 1]], axis=1
+  )
+  if sites is not None:
+    around, field = around[sites], field[sites]
+  if around.ndim == 2:
+    around, field = around[None], field[None]
+  return (around * s).sum(axis=-1) + field
 
 
 def _pairs(grid: jax.Array, distance: int, periodic: bool):

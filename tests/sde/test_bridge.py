@@ -8,9 +8,11 @@ import numpy as np
 
 from jdiff import sde
 from jdiff.schedules import gaussian
+from jdiff.sde import references
 
 SCHEDULE = gaussian.vp(0.1, 10.0)
 SCALE = 2.0
+REFERENCE = references.vp(SCHEDULE, scale=SCALE)
 
 
 def reference_covariance(t):
@@ -28,11 +30,10 @@ def test_bridge_is_gaussian_conditioning():
   def draw(data, noise, t):
     point = sde.bridge(
       jax.random.key(4),
-      jnp.full((num, 2), noise),
       jnp.full((num, 2), data),
       jnp.full(num, t),
-      schedule=SCHEDULE,
-      scale=SCALE,
+      reference=REFERENCE,
+      noise=jnp.full((num, 2), noise),
     )
     return point.x
 
@@ -49,41 +50,53 @@ def test_bridge_is_gaussian_conditioning():
     assert error < 5 * (2 / origin.size) ** 0.5
 
 
-def test_bridge_score():
+def test_bridge_residual():
   data, noise = jax.random.normal(jax.random.key(5), (2, 7, 3))
   t = jnp.linspace(0.1, 1.0, 7)
 
   def log_prob(x, data, t):
     alpha = SCHEDULE.alpha(t)
     std = SCALE * jnp.sqrt(1 - alpha**2)
-    return sde.reference_log_prob(data - alpha * x, scale=std)
+    return jax.scipy.stats.norm.logpdf(data, alpha * x, std).sum()
 
   @jax.jit
   def both(key):
-    point = sde.bridge(key, noise, data, t, schedule=SCHEDULE, scale=SCALE)
+    point = sde.bridge(key, data, t, reference=REFERENCE, noise=noise)
     return point, jax.vmap(jax.grad(log_prob))(point.x, data, t)
 
   point, want = both(jax.random.key(6))
   np.testing.assert_allclose(point.x[-1], noise[-1], rtol=1e-5)
-  np.testing.assert_allclose(point.score, want, rtol=1e-4, atol=1e-5)
-  variance = -np.expm1(-(0.1 * np.asarray(t) + 4.95 * np.asarray(t) ** 2))
-  np.testing.assert_allclose(point.std, SCALE * variance**0.5, rtol=1e-5)
+  # The control of the bridge itself is a score.
+  square = 0.1 * np.asarray(t) + 4.95 * np.asarray(t) ** 2
+  alpha, std = np.exp(-square / 2), SCALE * (-np.expm1(-square)) ** 0.5
+  control = (alpha / std)[:, None] * point.residual
+  np.testing.assert_allclose(control, want, rtol=1e-4, atol=1e-5)
 
 
-def test_bridge_regression_is_the_best_control():
-  # Data N(mu, tau^2), a start of no memory: the control that leads there is
-  # the gradient of log p_t - log N(0, SCALE^2), linear in x.
+def test_bridge_regression_is_the_best_policy():
+  # Data N(mu, tau^2), a start of no memory: the regression of the residual on
+  # x_t, linear in it, by Gaussian conditioning of x_0 given x_t.
   mu, tau, t, num, schedule = 1.5, 0.7, 0.4, 100_000, gaussian.cosine()
   draws = jax.random.normal(jax.random.key(7), (2, num, 1))
   point = jax.jit(
-    functools.partial(sde.bridge, schedule=schedule, scale=SCALE)
-  )(jax.random.key(8), SCALE * draws[0], mu + tau * draws[1], jnp.full(num, t))
-  alpha, sigma = np.cos(np.pi * t / 2), np.sin(np.pi * t / 2)
-  variance = alpha**2 * tau**2 + SCALE**2 * sigma**2
-  want = np.array([alpha * mu / variance, 1 / SCALE**2 - 1 / variance])
+    functools.partial(
+      sde.bridge, reference=references.vp(schedule, scale=SCALE)
+    )
+  )(
+    jax.random.key(8),
+    mu + tau * draws[1],
+    jnp.full(num, t),
+    noise=SCALE * draws[0],
+  )
+  alpha, std = np.cos(np.pi * t / 2), SCALE * np.sin(np.pi * t / 2)
+  gain = alpha * tau**2 / (alpha**2 * tau**2 + std**2)
+  want = np.array([mu * (1 - gain * alpha), gain - alpha]) / std
   x = np.asarray(point.x, np.float64)[:, 0]
-  y = np.asarray(point.score, np.float64)[:, 0]
+  y = np.asarray(point.residual, np.float64)[:, 0]
   design = np.stack([np.ones_like(x), x], axis=1)
   fit, (rss,), _, _ = np.linalg.lstsq(design, y, rcond=None)
   se = np.sqrt(rss / num * np.diag(np.linalg.inv(design.T @ design)))
   assert (np.abs(fit - want) < 5 * se).all() and (se < 0.01).all()
+  # What is left of the variance, in units of the reference's.
+  left = tau**2 * std**2 / (alpha**2 * tau**2 + std**2) / std**2
+  assert abs(rss / num / left - 1) < 5 * (2 / num) ** 0.5

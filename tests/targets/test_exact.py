@@ -38,6 +38,8 @@ POTTS = {
   (6, 1.2): (88.27506890, -1.89758279, 0.61545806, 0.95394870),
 }
 
+BONDS = np.random.default_rng(0).normal(size=(9, 2))
+
 
 @functools.cache
 def transfer(size, k):
@@ -113,9 +115,11 @@ def test_transfer_against_enumeration(field):
   )
 
 
-def test_potts_transfer_against_enumeration():
-  want = exact.enumeration(targets.potts(3, 3, beta=0.9))
-  for name, value in exact.potts_transfer(3, 3, 0.9, 1.0).items():
+@pytest.mark.parametrize("size, num_states", [(3, 3), (2, 4)])
+def test_potts_transfer_against_enumeration(size, num_states):
+  want = exact.enumeration(targets.potts(size, num_states, beta=0.9))
+  got = exact.potts_transfer(size, num_states, 0.9, 1.0)
+  for name, value in got.items():
     np.testing.assert_allclose(value, want[name], atol=1e-10)
 
 
@@ -154,10 +158,13 @@ def test_urn_against_enumeration():
   [
     targets.ising(3, beta=0.4, field=0.1),
     targets.ising(3, beta=0.4, coupling=-0.7, periodic=False),
+    targets.ising(3, beta=0.4, coupling=BONDS, field=BONDS[:, 1]),
+    targets.ising(3, beta=0.4, coupling=BONDS, field=0.1, periodic=False),
+    targets.ising(3, beta=0.4, field=BONDS[:, 0]),
     targets.potts(3, 3, beta=0.7, periodic=False),
     targets.dirichlet_multinomial(5, [0.5, 1.5]),
   ],
-  ids=["ising", "open", "potts", "urn"],
+  ids=["ising", "open", "glass", "open_glass", "fields", "potts", "urn"],
 )
 def test_conditionals(target):
   """With everything but one site revealed they are exact."""

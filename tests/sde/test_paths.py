@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from scipy import stats
 
 from jdiff import sde
 from jdiff.core import keys as keys_lib
 from jdiff.schedules import gaussian, grids
+from jdiff.sde import references
 
 SCHEDULE = gaussian.vp(0.1, 10.0)
 SCALE = 2.0
+REFERENCE = references.vp(SCHEDULE, scale=SCALE)
 
 
 def double_well(x):
@@ -31,7 +34,7 @@ def planar(x):
 TARGETS = {"double_well": (double_well, 1), "planar": (planar, 2)}
 
 
-def control(params, x, t):
+def residual(params, x, t):
   """Neither zero nor good: bounded, and uneven in x and t."""
   return params * (
     jnp.sin(2 * x + 1) - 0.3 * jnp.cos(3 * t)[:, None] * x[:, :1]
@@ -39,9 +42,8 @@ def control(params, x, t):
 
 
 def run(params=0.8, key=None, num_samples=16, **options):
-  options = {"schedule": SCHEDULE, "control_fn": control, **options}
+  options = {"reference": REFERENCE, "residual_fn": residual, **options}
   options.setdefault("shape", (2,))
-  options.setdefault("scale", SCALE)
   if "times" not in options:
     options.setdefault("num_steps", 5)
   key = jax.random.key(0) if key is None else key
@@ -77,7 +79,10 @@ def euler_rollout(params, key, num_samples, dim, num_steps):
     t = 1 - k / num_steps
     rate, dt = SCHEDULE.diffusion_squared(t), 1 / num_steps
     sd = SCALE * jnp.sqrt(rate * dt)
-    shift = sd * control(params, x, jnp.full(num_samples, t))
+    alpha = SCHEDULE.alpha(t)
+    # The control of the same policy, which is a score.
+    control = alpha / (SCALE * jnp.sqrt(1 - alpha**2))
+    shift = sd * control * residual(params, x, jnp.full(num_samples, t))
     eps = jax.random.normal(jax.random.fold_in(key, k), x.shape)
     log_ratio -= jnp.sum(shift * (0.5 * shift + eps), axis=1)
     return ((1 - rate * dt / 2) * x + sd * (shift + eps), log_ratio), None
@@ -90,9 +95,7 @@ def euler_rollout(params, key, num_samples, dim, num_steps):
 
 
 def reward(log_prob, samples):
-  return jax.vmap(
-    lambda x: log_prob(x) - sde.reference_log_prob(x, scale=SCALE)
-  )(samples)
+  return jax.vmap(lambda x: log_prob(x) - REFERENCE.log_prob(x))(samples)
 
 
 def z_score(values, want):
@@ -108,8 +111,8 @@ def test_weights_are_exact(name, num_steps):
 
   @jax.jit
   def draw(key):
-    exact = run(0.15, key, num, shape=(dim,), num_steps=num_steps)
-    euler = euler_rollout(0.15, jax.random.key(2), num, dim, num_steps)
+    exact = run(0.3, key, num, shape=(dim,), num_steps=num_steps)
+    euler = euler_rollout(0.3, jax.random.key(2), num, dim, num_steps)
     rewards = [reward(log_prob, x) for x in (exact.samples, euler[0])]
     return exact.samples, exact.log_ratio, euler[1], rewards
 
@@ -130,7 +133,8 @@ def test_weights_are_exact(name, num_steps):
   end = euler_variance(num_steps) ** 0.5
 
   def tilted(x):
-    return reward(log_prob, x[None])[0] + sde.reference_log_prob(x, scale=end)
+    own = references.vp(SCHEDULE, scale=end)
+    return reward(log_prob, x[None])[0] + own.log_prob(x)
 
   assert abs(z_score(euler, quadrature(tilted, dim))) < 5
   assert abs(z_score(euler, z)) > 5
@@ -140,7 +144,11 @@ def test_zero_control_is_the_reference():
   num = 50_000
   result = jax.jit(
     functools.partial(
-      run, 0.0, num_samples=num, num_steps=3, schedule=gaussian.cosine()
+      run,
+      0.0,
+      num_samples=num,
+      num_steps=3,
+      reference=references.vp(gaussian.cosine(), scale=SCALE),
     )
   )()
   assert (result.log_ratio == 0).all()
@@ -149,28 +157,29 @@ def test_zero_control_is_the_reference():
   assert abs(x.var() - SCALE**2) < 5 * SCALE**2 * (1 / num) ** 0.5
 
 
-def test_the_best_control_has_constant_weights():
-  # For a target N(mu, SCALE^2) the tilt is exp(mu x / SCALE^2), and the step
-  # to s needs the shift sd alpha(s) mu / SCALE^2, whatever x is. With
-  # alpha(1) = 0 the start needs none, and every weight is Z.
+def test_the_best_policy_has_constant_weights():
+  # For a target N(mu, SCALE^2) the tilt exp(mu x / SCALE^2) moves x_0 given x_t
+  # by mu std^2 / SCALE^2. With alpha(1) = 0 the start needs no shift, and every
+  # weight is Z.
   mu, steps = 3.0, 6
 
   @functools.partial(jax.jit, static_argnums=0)
   def log_weights(schedule):
+    reference = references.vp(schedule, scale=SCALE)
+
     def best(params, x, t):
       del params
-      alpha = schedule.alpha(t - 1 / steps)[:, None]
-      return jnp.broadcast_to(mu * alpha / SCALE**2, x.shape)
+      _, std = reference.kernel(t, jnp.zeros_like(t))
+      return jnp.broadcast_to(mu * std[:, None] / SCALE**2, x.shape)
 
     result, path = sde.rollout_path(
       None,
       jax.random.key(3),
-      control_fn=best,
-      schedule=schedule,
+      residual_fn=best,
+      reference=reference,
       num_samples=16,
       shape=(2,),
       num_steps=steps,
-      scale=SCALE,
     )
     tilt = (mu * result.samples - mu**2 / 2).sum(axis=1) / SCALE**2
     return result.log_ratio + tilt, path[0]
@@ -186,7 +195,7 @@ def test_the_best_control_has_constant_weights():
 
 def test_path_log_ratio():
   times = np.array([1.0, 0.9, 0.5, 0.2, 0.1, 0.0])
-  options = dict(control_fn=control, schedule=SCHEDULE, scale=SCALE)
+  options = dict(residual_fn=residual, reference=REFERENCE)
   result, path = jax.jit(
     lambda key: sde.rollout_path(
       0.8, key, num_samples=16, shape=(2,), times=times, **options
@@ -202,26 +211,34 @@ def test_path_log_ratio():
   np.testing.assert_allclose(
     log_ratio(0.8, path), result.log_ratio, rtol=1e-4, atol=1e-4
   )
-  # Of another policy than the one that drew them: log densities of the two
-  # chains, step by step.
+  # Of another policy than the one that drew them, with less noise: log
+  # densities of the two chains, step by step.
   alpha = np.exp(-0.5 * (0.1 * times + 4.95 * times**2))
-  shifts = jax.jit(jax.vmap(functools.partial(control, -0.4)))(
+  answers = jax.jit(jax.vmap(functools.partial(residual, -0.4)))(
     path[:-1], jnp.repeat(jnp.asarray(times[:-1, None], jnp.float32), 16, 1)
   )
-  path, shifts = np.asarray(path, np.float64), np.asarray(shifts, np.float64)
+  spread = np.linspace(0.9, 0.5, 5)
+  path, answers = (np.asarray(x, np.float64) for x in (path, answers))
   want = 0.0
-  for k, shift in enumerate(shifts):
+  for k, answer in enumerate(answers):
     c = alpha[k] / alpha[k + 1]
     sd = SCALE * np.sqrt(1 - c**2)
-    z = (path[k + 1] - c * path[k]) / sd
-    want += 0.5 * np.sum((z - sd * shift) ** 2 - z**2, axis=1)
+    std, std_next = (SCALE * np.sqrt(1 - alpha[i] ** 2) for i in (k, k + 1))
+    mean = c * path[k] + sd**2 * alpha[k + 1] / std * answer
+    variance = sd**2 / std**2
+    variance *= std_next**2 + (alpha[k + 1] * sd) ** 2 * spread[k]
+    want += stats.norm.logpdf(path[k + 1], c * path[k], sd).sum(axis=1)
+    want -= stats.norm.logpdf(path[k + 1], mean, variance**0.5).sum(axis=1)
   np.testing.assert_allclose(
-    log_ratio(-0.4, jnp.asarray(path, jnp.float32)), want, rtol=1e-4, atol=1e-4
+    log_ratio(-0.4, jnp.asarray(path, jnp.float32), spread=spread),
+    want,
+    rtol=1e-4,
+    atol=1e-4,
   )
 
 
 def test_gradients():
-  options = dict(control_fn=control, schedule=SCHEDULE, scale=SCALE)
+  options = dict(residual_fn=residual, reference=REFERENCE)
   with jax.enable_x64(True):
     path = jax.random.normal(jax.random.key(0), (4, 4, 2))
 
@@ -248,9 +265,7 @@ def test_gradients():
 def test_reference_log_prob():
   x = jnp.array([[1.0, -2.0], [0.5, 3.0]])
   want = -0.5 * 14.25 / SCALE**2 - 2 * np.log(2 * np.pi * SCALE**2)
-  np.testing.assert_allclose(
-    sde.reference_log_prob(x, scale=SCALE), want, rtol=1e-6
-  )
+  np.testing.assert_allclose(REFERENCE.log_prob(x), want, rtol=1e-6)
 
 
 def test_contract_and_transforms():
@@ -273,7 +288,7 @@ def test_contract_and_transforms():
   np.testing.assert_allclose(both[1], result.samples[3:9], rtol=1e-4, atol=1e-5)
   for shape in ((3, 4), ()):
     form = jax.eval_shape(
-      functools.partial(run, control_fn=lambda p, x, t: p * x, shape=shape)
+      functools.partial(run, residual_fn=lambda p, x, t: p * x, shape=shape)
     )
     assert form.samples.shape == (16, *shape) and form.log_ratio.shape == (16,)
 
@@ -287,23 +302,21 @@ def test_devices():
     result, path = sde.rollout_path(
       params,
       keys,
-      control_fn=control,
-      schedule=SCHEDULE,
+      residual_fn=residual,
+      reference=REFERENCE,
       num_samples=num,
       shape=(2,),
       num_steps=5,
-      scale=SCALE,
     )
     again = sde.path_log_ratio(
-      params, path, control_fn=control, schedule=SCHEDULE, scale=SCALE
+      params, path, residual_fn=residual, reference=REFERENCE
     )
     point = sde.bridge(
       keys_lib.fold(keys, 99),
-      result.samples,
       data,
       jnp.full(num, 0.3),
-      schedule=SCHEDULE,
-      scale=SCALE,
+      reference=REFERENCE,
+      noise=result.samples,
     )
     return result.samples, result.log_ratio, again, point
 
@@ -322,24 +335,24 @@ def test_devices():
 
 def test_bad_arguments():
   with pytest.raises(ValueError, match="schedule must be variance preserving"):
-    run(schedule=gaussian.linear())
+    references.vp(gaussian.linear())
   with pytest.raises(ValueError, match="schedule must be variance preserving"):
-    jax.jit(lambda: run(schedule=gaussian.ve()))()
+    jax.jit(lambda: references.vp(gaussian.ve()).std(0.0))()
   with pytest.raises(ValueError, match="exactly one of num_steps and times"):
     run(num_steps=None)
   with pytest.raises(ValueError, match="times must decrease"):
     run(times=[0.0, 0.5, 1.0])
   with pytest.raises(ValueError, match="scale must be positive"):
-    run(scale=0.0)
+    references.vp(SCHEDULE, scale=0.0)
   with pytest.raises(ValueError, match="num_samples must be >= 1"):
     run(num_samples=0)
   with pytest.raises(TypeError, match="every size in shape"):
     run(shape=(2.0,))
-  with pytest.raises(ValueError, match="control_fn's answer must have shape"):
-    run(control_fn=lambda p, x, t: x[:, :1])
+  with pytest.raises(ValueError, match="residual_fn's answer must have shape"):
+    run(residual_fn=lambda p, x, t: x[:, :1])
   with pytest.raises(TypeError, match="key must be a typed PRNG key"):
     run(key=jnp.zeros(2, jnp.uint32))
-  options = dict(control_fn=control, schedule=SCHEDULE)
+  options = dict(residual_fn=residual, reference=REFERENCE)
   with pytest.raises(ValueError, match="path must have shape"):
     sde.path_log_ratio(0.8, jnp.zeros((1, 3, 2)), **options)
   with pytest.raises(ValueError, match=r"times must have shape \[3\]"):
@@ -348,6 +361,6 @@ def test_bad_arguments():
     )
   x, t = jnp.zeros((3, 2)), jnp.ones(3)
   with pytest.raises(ValueError, match=r"noise must have shape \[3, 2\]"):
-    sde.bridge(jax.random.key(0), x[:2], x, t, schedule=SCHEDULE)
+    sde.bridge(jax.random.key(0), x, t, reference=REFERENCE, noise=x[:2])
   with pytest.raises(ValueError, match=r"t must have shape \[3\]"):
-    sde.bridge(jax.random.key(0), x, x, t[:2], schedule=SCHEDULE)
+    sde.bridge(jax.random.key(0), x, t[:2], reference=REFERENCE)

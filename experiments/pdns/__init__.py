@@ -1,0 +1,1 @@
+"""PDNS (arXiv:2510.03824): sampling by proximal steps on path measures."""

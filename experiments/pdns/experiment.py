@@ -1,0 +1,198 @@
+"""Builds the PDNS experiment: a sampler that goes to its target in stages."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from experiments.common import config as config_lib
+from experiments.mdns import parts
+from experiments.pdns import report, samplers
+from jdiff import training
+from jdiff.core import checks, weights
+from jdiff.methods import pdns
+
+
+class Stage(NamedTuple):
+  """What a run carries beside its parameters.
+
+  Attributes:
+    buffer: The stage's draws.
+    log_weights: `[N]`, what they are fitted with.
+    progress: Where the stages have come to.
+    spread: `[K]`, that of the policy which drew the buffer, or None; see
+      `samplers.Process`.
+  """
+
+  buffer: pdns.Buffer
+  log_weights: jax.Array
+  progress: pdns.Progress
+  spread: jax.Array | None
+
+
+def build(config: ml_collections.ConfigDict) -> training.Experiment:
+  """Joins target, process, network and stages into one experiment.
+
+  Args:
+    config: A config of one of this folder's tasks.
+
+  Raises:
+    ValueError: If a field's value is unknown or does not fit the others.
+  """
+  _check(config)
+  process = samplers.make(config)
+  rule = samplers.rule(config)
+  sampler, optimizer = process.sampler, parts.optimizer(config)
+  num_buffer, inner_steps = config.buffer.num_samples, config.stages.inner_steps
+
+  def init(key):
+    key_params, key_state = jax.random.split(key)
+    params = process.init(key_params)
+    # Not an empty array, which no checkpoint can hold.
+    spread = jnp.ones(process.num_spread) if process.num_spread else None
+    stage = Stage(None, jnp.zeros(num_buffer), pdns.init(), spread)
+    draws = jax.eval_shape(
+      lambda p: sampler.collect(p, key_params, num_buffer),
+      _policy(params, stage),
+    )
+    buffer = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), draws)
+    extra = stage._replace(buffer=buffer)
+    return training.create(key_state, params, optimizer, extra)
+
+  def refit(stage, net, key_draw, key_fit):
+    """The steps' variance, on what the last stage was fitted to."""
+    samples = training.shard_batch(
+      pdns.draw(key_draw, stage.buffer, stage.log_weights, config.batch_size)
+    )
+    keys = training.example_keys(key_fit, config.batch_size)
+    spread = process.fit_spread(_policy(net, stage), keys, samples)
+    return stage._replace(spread=spread)
+
+  def begin(state, key):
+    """Draws a buffer with the average so far, and aims a step further."""
+    stage = state.extra
+    key_collect, key_draw, key_fit = jax.random.split(key, 3)
+    if process.fit_spread is not None:
+      stage = jax.lax.cond(
+        stage.progress.stage > 0,
+        refit,
+        lambda stage, *_: stage,
+        stage,
+        state.ema,
+        key_draw,
+        key_fit,
+      )
+    before = _policy(state.ema, stage)
+    keys = training.example_keys(key_collect, num_buffer)
+    buffer = sampler.collect(before, keys, num_buffer)
+    if process.first is not None:
+      buffer = jax.lax.cond(
+        state.step == 0,
+        lambda: process.first(keys, num_buffer),
+        lambda: buffer,
+      )
+    progress, log_w = rule(stage.progress, buffer)
+    if config.stages.max_ratio:
+      log_w = weights.clip(log_w, config.stages.max_ratio)
+    # The average is what drew the buffer: the stage starts from it.
+    extra = Stage(buffer, log_w, progress, stage.spread)
+    return state._replace(params=state.ema, extra=extra)
+
+  def step(state, batch):
+    del batch
+    key_collect, key_loss, key_draw = jax.random.split(
+      training.step_key(state), 3
+    )
+    state = jax.lax.cond(
+      state.step % inner_steps == 0,
+      begin,
+      lambda state, key: state,
+      state,
+      key_collect,
+    )
+    stage = state.extra
+    loss_keys = training.example_keys(key_loss, config.batch_size)
+    if process.path_method is not None:
+      method = process.path_method(1 - stage.progress.remaining)
+      paths = method.collect(
+        _policy(state.params, stage),
+        training.example_keys(key_draw, config.batch_size),
+      )
+
+    def objective(params):
+      policy = _policy(params, stage)
+      if process.path_method is not None:
+        per_example, _ = method.loss(policy, loss_keys, paths)
+      else:
+        samples = training.shard_batch(
+          pdns.draw(
+            key_draw, stage.buffer, stage.log_weights, config.batch_size
+          )
+        )
+        # Drawn by their weights, they have none left.
+        equal = jnp.zeros(config.batch_size)
+        per_example, _ = sampler.loss(policy, loss_keys, samples, equal)
+      return per_example.mean()
+
+    loss, grads = jax.value_and_grad(objective)(state.params)
+    metrics = {
+      "loss": loss,
+      "grad_norm": optax.tree.norm(grads),
+      **pdns.summary(stage.buffer, stage.progress, stage.log_weights),
+    }
+    state = training.apply_gradients(
+      state, grads, optimizer, ema_decay=config.ema_decay
+    )
+    return state, metrics
+
+  evaluator = report.Evaluator(config, process)
+  return training.Experiment(
+    init=init,
+    step=step,
+    evaluate=evaluator.evaluate,
+    apply=process.apply,
+    params=_evaluated,
+    sample=evaluator.sample,
+    figures=evaluator.figures,
+  )
+
+
+def _policy(net: Any, stage: Stage) -> dict[str, Any]:
+  """A policy's parameters, see `samplers.Process`."""
+  scale = 1 - jax.lax.stop_gradient(stage.progress.remaining)
+  return {"net": net, "scale": scale, "spread": stage.spread}
+
+
+def _evaluated(state: training.TrainState) -> dict[str, Any]:
+  """The policy that is reported: the average, as far as it has come."""
+  return _policy(state.ema, state.extra)
+
+
+def _check(config) -> None:
+  """Raises unless the fields that no other layer checks are in range."""
+  config_lib.check_counts(
+    config,
+    "batch_size",
+    "num_eval",
+    "eval_chunk",
+    "num_reference",
+    "buffer.num_samples",
+    "stages.inner_steps",
+  )
+  if config.batch_size > config.buffer.num_samples:
+    raise ValueError(
+      f"config.buffer.num_samples must be at least config.batch_size="
+      f"{config.batch_size}, got {config.buffer.num_samples}."
+    )
+  for name in ("ema_decay", "final_rate", "stages.annealed_share"):
+    config_lib.check_range(config, name, 0, 1)
+  for name in ("stages.max_kl", "stages.max_ratio"):
+    config_lib.check_range(config, name, 0, float("inf"))
+  checks.check_int("config.warmup_steps", config.warmup_steps, 0)
+  checks.check_finite(
+    "config.learning_rate", config.learning_rate, positive=True
+  )
+  if "order" in config:
+    parts.check(config)

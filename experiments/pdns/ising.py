@@ -1,0 +1,133 @@
+"""PDNS on the square-lattice Ising model, in uniform order.
+
+  python -m experiments.main --config=experiments/pdns/ising.py:VARIANT \
+      --workdir=W
+
+| variant | target | hardware, time |
+|---|---|---|
+| smoke | 4x4, beta 0.6, MLP | 2 cores, 20 s |
+| cpu, cpu_plain, cpu_annealed | 5x5, beta 0.6: stages, none, a fixed ramp | 2 cores, 1 min |
+| cpu8, cpu16 | 8x8, 16x16, beta 0.6, site-centred network | 2 cores |
+| paper, paper_high, paper_critical | 24x24 at beta 0.6, 0.28, 0.4407, ViT | 1 GPU |
+| pod | 24x24, beta 0.6, ViT, bf16 | v5e:4x4 |
+"""  # noqa: E501
+
+import functools
+
+from experiments.common import config as config_lib
+from experiments.mdns import defaults as mdns_defaults
+from experiments.pdns import defaults
+from jdiff.targets.ising import CRITICAL_BETA
+
+
+def get_config(variant: str = "cpu"):
+  """The config of one variant; see the module's table."""
+  return config_lib.parse_variant(variant, VARIANTS)
+
+
+def lattice(size: int, beta: float):
+  """A config of the Ising model, and where its disorder would go."""
+  config = defaults.masked("ising")
+  config.target.size = size
+  config.target.beta = beta
+  config.target.field = 0.0
+  # "sign" or "normal" couplings, times `coupling`, by their own seed.
+  config.target.disorder = ""
+  config.target.disorder_seed = 0
+  return config
+
+
+def _cpu(rule: str = "anchored"):
+  config = lattice(5, 0.6)
+  config.stages.rule = rule
+  return config
+
+
+def _smoke():
+  config = lattice(4, 0.6)
+  config.net.hidden = (64, 64)
+  config.buffer.num_samples = config.batch_size = 256
+  defaults.stages(config, num_stages=8, inner_steps=25)
+  config.num_eval, config.eval_chunk = 4096, 2048
+  return config
+
+
+def site(config, *, num_stages: int, inner_steps: int) -> None:
+  """The site-centred network with the path loss: large lattices on a CPU."""
+  config.net.kind = "site"
+  config.net.hidden = (128, 128)
+  config.net.local_field = True
+  config.loss = "rerf"
+  config.num_terms = 8
+  config.max_log_weight = 8.0
+  config.schedule = "cosine"
+  config.warmup_steps = 50
+  config.final_rate = 2e-2
+  config.ema_decay = 0.99
+  config.buffer.num_samples = 1024
+  config.num_reference = 1024
+  defaults.stages(config, num_stages=num_stages, inner_steps=inner_steps)
+
+
+def chain(config, *, num_stages: int, inner_steps: int) -> None:
+  """The structured order of MDNS with one network a block."""
+  config.order = "chain"
+  config.net.kind = "blocks"
+  config.net.hidden = (64, 64)
+  config.loss = "rerf"
+  config.learning_rate = 3e-3
+  config.schedule = "cosine"
+  config.ema_decay = 0.99
+  config.buffer.num_samples = 1024
+  config.num_reference = 1024
+  defaults.stages(config, num_stages=num_stages, inner_steps=inner_steps)
+
+
+def _glass(rule: str):
+  """A spin glass in a field, of which a ramp alone loses modes."""
+  config = lattice(8, 1.0)
+  config.target.disorder = "sign"
+  chain(config, num_stages=50, inner_steps=20)
+  config.stages.rule = rule
+  return config
+
+
+def _site(size: int, num_stages: int):
+  config = lattice(size, 0.6)
+  site(config, num_stages=num_stages, inner_steps=20)
+  return config
+
+
+def _paper(beta: float):
+  config = lattice(24, beta)
+  mdns_defaults.vit(config)
+  config.buffer.num_samples = 4096
+  config.num_masks = 8
+  config.stages.max_kl = 0.5
+  defaults.stages(config, num_stages=25, inner_steps=4000)
+  return config
+
+
+def _pod():
+  config = _paper(0.6)
+  config.batch_size = 4096
+  config.buffer.num_samples = 65536
+  config.learning_rate = 4e-4
+  config.net.remat = True
+  return config
+
+
+VARIANTS = {
+  "smoke": _smoke,
+  "cpu": _cpu,
+  "cpu_plain": functools.partial(_cpu, "plain"),
+  "cpu_annealed": functools.partial(_cpu, "annealed"),
+  "cpu8": functools.partial(_site, 8, 40),
+  "cpu16": functools.partial(_site, 16, 60),
+  "cpu_glass": functools.partial(_glass, "anchored"),
+  "cpu_glass_ramp": functools.partial(_glass, "annealed"),
+  "paper": functools.partial(_paper, 0.6),
+  "paper_high": functools.partial(_paper, 0.28),
+  "paper_critical": functools.partial(_paper, CRITICAL_BETA),
+  "pod": _pod,
+}
