@@ -71,7 +71,7 @@ def build(config: ml_collections.ConfigDict) -> training.Experiment:
     return stage._replace(spread=spread)
 
   def begin(state, key):
-    """Draws a buffer with the average so far, and aims a step further."""
+    """Draws a buffer with what was learnt, and aims a step further."""
     stage = state.extra
     key_collect, key_draw, key_fit = jax.random.split(key, 3)
     if process.fit_spread is not None:
@@ -84,7 +84,10 @@ def build(config: ml_collections.ConfigDict) -> training.Experiment:
         key_draw,
         key_fit,
       )
-    before = _policy(state.ema, stage)
+    # Losses on the path are of the policy as it is now, not of its average.
+    on_policy = process.path_method is not None
+    net = state.params if on_policy else state.ema
+    before = _policy(net, stage)
     keys = training.example_keys(key_collect, num_buffer)
     buffer = sampler.collect(before, keys, num_buffer)
     if process.first is not None:
@@ -96,9 +99,9 @@ def build(config: ml_collections.ConfigDict) -> training.Experiment:
     progress, log_w = rule(stage.progress, buffer)
     if config.stages.max_ratio:
       log_w = weights.clip(log_w, config.stages.max_ratio)
-    # The average is what drew the buffer: the stage starts from it.
+    # A stage starts from what drew its buffer.
     extra = Stage(buffer, log_w, progress, stage.spread)
-    return state._replace(params=state.ema, extra=extra)
+    return state._replace(params=net, extra=extra)
 
   def step(state, batch):
     del batch

@@ -40,6 +40,9 @@ def lattice(size: int, beta: float):
 def _cpu(rule: str = "anchored"):
   config = lattice(5, 0.6)
   config.stages.rule = rule
+  config.num_masks = 2
+  config.schedule = "cosine"
+  config.ema_decay = 0.99
   return config
 
 
@@ -52,7 +55,7 @@ def _smoke():
   return config
 
 
-def site(config, *, num_stages: int, inner_steps: int) -> None:
+def site(config, *, num_steps: int) -> None:
   """The site-centred network with the path loss: large lattices on a CPU."""
   config.net.kind = "site"
   config.net.hidden = (128, 128)
@@ -64,12 +67,18 @@ def site(config, *, num_stages: int, inner_steps: int) -> None:
   config.warmup_steps = 50
   config.final_rate = 2e-2
   config.ema_decay = 0.99
+  _on_policy(config, num_steps)
+
+
+def _on_policy(config, num_steps: int) -> None:
+  """Short stages, by the KL: no weight is ever trained on."""
+  config.stages.max_kl = 2.0
   config.buffer.num_samples = 1024
   config.num_reference = 1024
-  defaults.stages(config, num_stages=num_stages, inner_steps=inner_steps)
+  defaults.stages(config, num_stages=num_steps // 10, inner_steps=10)
 
 
-def chain(config, *, num_stages: int, inner_steps: int) -> None:
+def chain(config, *, num_steps: int) -> None:
   """The structured order of MDNS with one network a block."""
   config.order = "chain"
   config.net.kind = "blocks"
@@ -78,23 +87,30 @@ def chain(config, *, num_stages: int, inner_steps: int) -> None:
   config.learning_rate = 3e-3
   config.schedule = "cosine"
   config.ema_decay = 0.99
-  config.buffer.num_samples = 1024
-  config.num_reference = 1024
-  defaults.stages(config, num_stages=num_stages, inner_steps=inner_steps)
+  _on_policy(config, num_steps)
 
 
 def _glass(rule: str):
-  """A spin glass in a field, of which a ramp alone loses modes."""
+  """A spin glass, of which a short ramp loses modes."""
   config = lattice(8, 1.0)
   config.target.disorder = "sign"
-  chain(config, num_stages=50, inner_steps=20)
+  chain(config, num_steps=1000)
   config.stages.rule = rule
   return config
 
 
-def _site(size: int, num_stages: int):
+def _field(rule: str):
+  """Two phases of unequal mass."""
+  config = lattice(8, 0.6)
+  config.target.field = 0.02
+  chain(config, num_steps=1000)
+  config.stages.rule = rule
+  return config
+
+
+def _site(size: int, num_steps: int):
   config = lattice(size, 0.6)
-  site(config, num_stages=num_stages, inner_steps=20)
+  site(config, num_steps=num_steps)
   return config
 
 
@@ -122,10 +138,12 @@ VARIANTS = {
   "cpu": _cpu,
   "cpu_plain": functools.partial(_cpu, "plain"),
   "cpu_annealed": functools.partial(_cpu, "annealed"),
-  "cpu8": functools.partial(_site, 8, 40),
-  "cpu16": functools.partial(_site, 16, 60),
+  "cpu8": functools.partial(_site, 8, 1000),
+  "cpu16": functools.partial(_site, 16, 2000),
   "cpu_glass": functools.partial(_glass, "anchored"),
   "cpu_glass_ramp": functools.partial(_glass, "annealed"),
+  "cpu_field": functools.partial(_field, "anchored"),
+  "cpu_field_ramp": functools.partial(_field, "annealed"),
   "paper": functools.partial(_paper, 0.6),
   "paper_high": functools.partial(_paper, 0.28),
   "paper_critical": functools.partial(_paper, CRITICAL_BETA),

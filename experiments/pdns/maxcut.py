@@ -18,7 +18,7 @@ import functools
 
 from experiments.common import config as config_lib
 from experiments.mdns import defaults as mdns_defaults
-from experiments.pdns import defaults
+from experiments.pdns import defaults, ising
 
 
 def get_config(variant: str = "cpu"):
@@ -49,8 +49,14 @@ def _smoke():
   return config
 
 
-def _cpu(num_nodes: int):
-  return _base("regular", num_nodes, 3.0)
+def _cpu():
+  return _base("regular", 20, 3.0)
+
+
+def _cpu_large():
+  config = _base("regular", 60, 3.0)
+  ising.site(config, num_steps=1500)
+  return config
 
 
 def _paper(num_nodes: int):
@@ -74,8 +80,8 @@ def _pod():
 
 VARIANTS = {
   "smoke": _smoke,
-  "cpu": functools.partial(_cpu, 20),
-  "cpu_large": functools.partial(_cpu, 60),
+  "cpu": _cpu,
+  "cpu_large": _cpu_large,
   "paper": functools.partial(_paper, 256),
   "pod": _pod,
 }

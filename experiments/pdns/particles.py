@@ -32,9 +32,12 @@ def _wells(num_particles: int):
   config.net.kind = "egnn"
   config.net.width = 32
   config.net.num_layers = 2
+  config.net.length = 2.0
   config.batch_size = 256
   config.buffer.num_samples = 2048
   config.learning_rate = 1e-3
+  config.schedule = "cosine"
+  config.reference.num_steps = 100
   return config
 
 
@@ -53,7 +56,7 @@ def _smoke():
 def _cpu():
   config = _wells(4)
   config.num_eval, config.eval_chunk = 8192, 2048
-  defaults.stages(config, num_stages=30, inner_steps=100)
+  defaults.stages(config, num_stages=40, inner_steps=100)
   return config
 
 
@@ -68,6 +71,7 @@ def _clusters(num_particles: int):
   }
   config.name = "lennard_jones"
   config.reference.scale = 1.0
+  config.net.length = 1.0
   config.net.width = 32
   config.net.num_layers = 3
   return config
@@ -97,7 +101,6 @@ def _large(config):
 def _lj55():
   config = _large(_clusters(55))
   config.buffer.num_samples = 100_000
-  config.net.remat = True
   return config
 
 

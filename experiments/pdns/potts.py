@@ -46,13 +46,13 @@ def _smoke():
 
 def _site(beta: float):
   config = _base(6, beta)
-  ising.site(config, num_stages=50, inner_steps=20)
+  ising.site(config, num_steps=1000)
   return config
 
 
-def _chain(rule: str):
-  config = _base(6, 1.3)
-  ising.chain(config, num_stages=50, inner_steps=20)
+def _chain(rule: str, beta: float = 1.3):
+  config = _base(6, beta)
+  ising.chain(config, num_steps=1000)
   config.stages.rule = rule
   return config
 

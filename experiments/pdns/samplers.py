@@ -4,14 +4,18 @@ import functools
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from experiments.mdns import parts
 from experiments.pdns import laws
 from jdiff import nets, sde, targets
 from jdiff.core.types import Target
-from jdiff.methods import mdns, pdns
+from jdiff.methods import flow_matching, mdns, pdns
 from jdiff.schedules import gaussian
 from jdiff.sde import references
+
+MIN_TIME = 1e-3
+"""Losses leave out times whose root of the clock's power is below this."""
 
 
 class Process(NamedTuple):
@@ -104,16 +108,19 @@ def controlled(config) -> Process:
   reference = _reference(config.reference, target)
   sde.check_tails(target, reference)
   network = _network(config.net, target)
+  # The network of particles has a length of its own.
+  unit = 1.0 if config.net.kind == "egnn" else config.reference.scale
 
   def residual_fn(policy, x, t):
-    return network.apply(policy["net"], x / config.reference.scale, t)
+    return network.apply(policy["net"], x / unit, t)
 
-  shared = dict(reference=reference, num_steps=config.reference.num_steps)
+  times = np.linspace(1, 0, config.reference.num_steps + 1)
+  shared = dict(reference=reference, times=times**config.reference.power)
   sampler = pdns.gaussian(
     target,
     residual_fn=residual_fn,
     spread=lambda policy: policy["spread"],
-    min_time=config.min_time,
+    draw_time=_draw_time(config.reference.power),
     **shared,
   )
   fit_spread = None
@@ -152,6 +159,12 @@ def controlled(config) -> Process:
   )
 
 
+def _draw_time(power: float) -> flow_matching.DrawTime:
+  """The law of `u^power`, which has the density of the steps."""
+  law = flow_matching.beta(1 / power, 1.0)
+  return flow_matching.within(law, MIN_TIME**power)
+
+
 def _reference(config, target: Target) -> sde.Reference:
   centred = target.particles is not None
   if config.kind == "vp":
@@ -175,6 +188,7 @@ def _network(config, target: Target) -> nets.Network:
       *target.particles,
       width=config.width,
       num_layers=config.num_layers,
+      length=config.length,
       compute_dtype=dtype,
       remat=config.remat,
     )

@@ -28,7 +28,7 @@ from jdiff import sde
 from jdiff.core import checks, weights
 from jdiff.core.types import LogitsFn, Params, Rollout, ScoreFn, Target
 from jdiff.ctmc import masks, reveal
-from jdiff.methods import mdns, wdce
+from jdiff.methods import flow_matching, mdns, wdce
 
 
 class Buffer(NamedTuple):
@@ -304,7 +304,7 @@ def gaussian(
   num_steps: int | None = None,
   times: ArrayLike | None = None,
   spread: Callable[[Params], jax.Array] | None = None,
-  min_time: float = 1e-3,
+  draw_time: flow_matching.DrawTime = wdce.draw_time,
   axis_name: weights.AxisName = None,
 ) -> Sampler:
   """A controlled Gaussian process.
@@ -317,7 +317,7 @@ def gaussian(
     num_steps: Steps `K` of rollouts, uniform from 1 to 0.
     times: `[K + 1]` decreasing times instead.
     spread: `params -> [K]`, see `sde.rollout`; ones if None.
-    min_time: Losses draw times in `[min_time, 1]`.
+    draw_time: The losses' law of `t`; one that follows `times` is best.
     axis_name: Mesh axis of sharded batches, inside `shard_map`.
 
   Raises:
@@ -357,7 +357,7 @@ def gaussian(
       log_weights,
       residual_fn=residual_fn,
       reference=reference,
-      min_time=min_time,
+      draw_time=draw_time,
       axis_name=axis_name,
     )
 

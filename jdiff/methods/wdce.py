@@ -15,6 +15,10 @@ from jdiff.core import keys as keys_lib
 from jdiff.core.types import LogitsFn, Params, ScoreFn
 from jdiff.ctmc import masks
 from jdiff.elbo import denoising, token_probs
+from jdiff.methods import flow_matching
+
+draw_time = flow_matching.within(flow_matching.uniform, 1e-3)
+"""Times of `bridge_wdce` by default: there is no residual at 0."""
 
 
 def wdce(
@@ -90,7 +94,7 @@ def bridge_wdce(
   *,
   residual_fn: ScoreFn,
   reference: sde.Reference,
-  min_time: float = 1e-3,
+  draw_time: flow_matching.DrawTime = draw_time,
   axis_name: weights.AxisName = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """WDCE of a Gaussian process: `w |residual_fn(x_t, t) - residual|^2 / 2`.
@@ -106,20 +110,16 @@ def bridge_wdce(
     log_weights: `[B]`, unnormalised, detached; see `wdce`.
     residual_fn: A `ScoreFn`, see `sde.rollout`.
     reference: The process.
-    min_time: Times are uniform in `[min_time, 1]`.
+    draw_time: Law of `t`, within `(0, 1]`; see `methods.flow_matching`.
     axis_name: Mesh axis of a sharded batch, inside `shard_map`.
 
   Returns:
     `(per_example [B], info)`.
   """
-  if not 0 < min_time < 1:
-    raise ValueError(f"min_time must lie in (0, 1), got {min_time}.")
   checks.check_shape("log_weights", log_weights, (samples.shape[0],))
   samples = lax.stop_gradient(samples)
   keys = keys_lib.per_example(key, samples.shape[0])
-  t = jax.vmap(lambda k: jax.random.uniform(k, minval=min_time))(
-    keys_lib.fold(keys, 2)
-  )
+  t = jax.vmap(draw_time)(keys_lib.fold(keys, 2))
   point = sde.bridge(keys, samples, t, reference=reference)
   error = residual_fn(params, point.x, t) - point.residual
   square = jnp.sum(error**2, axis=tuple(range(1, error.ndim)))

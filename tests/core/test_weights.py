@@ -1,8 +1,11 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+from scipy import optimize
 
 from jdiff.core import weights
 
@@ -162,3 +165,118 @@ def test_sharded_exponent(log_w):
 def test_bad_fraction(fraction):
   with pytest.raises(ValueError, match="min_fraction must lie in"):
     weights.solve_exponent(jnp.zeros(4), fraction)
+
+
+def test_kl_of_two_weights():
+  # Weights 1 and e^x: log((1 + e^x) / 2) - x / 2 = log cosh(x / 2).
+  for x in (0.0, 0.7, -5.0):
+    log_w = 3.0 + jnp.array([0.0, x])
+    want = np.log(np.cosh(x / 2))
+    np.testing.assert_allclose(weights.kl(log_w), want, atol=1e-6)
+    # Zeros are left out of both means.
+    padded = jnp.concatenate([log_w, jnp.full(3, -jnp.inf)])
+    np.testing.assert_allclose(weights.kl(padded), want, atol=1e-6)
+  assert weights.kl(jnp.zeros(4, jnp.float16)).dtype == jnp.float32
+  assert np.isnan(weights.kl(jnp.full(3, -jnp.inf)))
+
+
+def solve_in_float64(log_w, offset, low, *, min_fraction=None, max_kl=None):
+  """The crossing by SciPy, of sums that share no code with `weights`."""
+  log_w, offset = (np.asarray(a, np.float64) for a in (log_w, offset))
+
+  def excess(exponent):
+    total = offset + exponent * log_w
+    w = np.exp(total - total.max())
+    if max_kl is not None:
+      return np.log(w.mean()) - np.log(w).mean() - max_kl
+    return min_fraction - w.sum() ** 2 / (w**2).sum() / len(w)
+
+  return optimize.brentq(excess, low, 1.0, xtol=1e-12)
+
+
+CRITERIA = {"ess": {"min_fraction": 0.4}, "kl": {"max_kl": 0.3}}
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_exponent_against_scipy(criterion, log_w):
+  limit = CRITERIA[criterion]
+  solve = jax.jit(functools.partial(weights.solve_exponent, **limit))
+  zeros = jnp.zeros(64)
+  got = solve(log_w)
+  want = solve_in_float64(log_w, zeros, 0.0, **limit)
+  assert 0.1 < want < 0.9
+  np.testing.assert_allclose(got, want, rtol=1e-4)
+  # An offset that undoes 0.3 of the weights puts the crossing that much later.
+  offset = -0.3 * log_w
+  for low in (0.0, 0.3, 0.5):
+    got = solve(log_w, offset=offset, low=low)
+    np.testing.assert_allclose(
+      got,
+      solve_in_float64(log_w, offset, max(low, 0.3), **limit),
+      rtol=1e-4,
+    )
+    np.testing.assert_allclose(got, want + 0.3, rtol=1e-3)
+  # One that has nothing to do with them.
+  other = 0.3 * jnp.asarray(np.random.default_rng(2).normal(size=64), "float32")
+  got = solve(log_w, offset=other)
+  np.testing.assert_allclose(
+    got, solve_in_float64(log_w, other, 0.0, **limit), rtol=1e-4
+  )
+  assert abs(float(got) - want) > 1e-3
+  # Where the weights are too uneven already, the answer is `low`.
+  np.testing.assert_allclose(solve(log_w, low=0.9), 0.9, rtol=1e-6)
+  # Even weights go all the way, zeros among them or not.
+  even = jnp.array([2.0, 2.0, -jnp.inf])
+  assert solve(even) == 1
+  assert solve(log_w, offset=-log_w) == 1
+
+
+def test_sharded_kl_and_exponents(log_w):
+  # An empty shard has neither a peak nor a count.
+  log_w = log_w.at[:8].set(-jnp.inf)
+
+  def answers(w, axis_name=None):
+    offset = -0.3 * jnp.where(w > -jnp.inf, w, 0)
+    solve = functools.partial(
+      weights.solve_exponent, w, axis_name=axis_name, offset=offset, low=0.1
+    )
+    solved = [solve(**limit) for limit in CRITERIA.values()]
+    return jnp.stack([weights.kl(w, axis_name), *solved])
+
+  mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+  sharded = jax.shard_map(
+    lambda w: answers(w, "x"),
+    mesh=mesh,
+    in_specs=P("x"),
+    out_specs=P(),
+    check_vma=False,
+  )
+  want = jax.jit(answers)(log_w)
+  np.testing.assert_allclose(jax.jit(sharded)(log_w), want, rtol=1e-4)
+  # The control: shards that keep to themselves answer otherwise.
+  alone = jax.jit(answers)(log_w[8:16])
+  assert (np.abs(alone - want) > 1e-2).all()
+
+
+def test_exponent_has_no_gradient(log_w):
+  gradient = jax.grad(lambda w: weights.solve_exponent(w, max_kl=0.3))(log_w)
+  assert not gradient.any()
+
+
+@pytest.mark.parametrize(
+  "options, message",
+  [
+    ({}, "exactly one of min_fraction and max_kl, got min_fraction=None"),
+    ({"min_fraction": 0.5, "max_kl": 0.5}, "exactly one .* max_kl=0.5"),
+    ({"max_kl": 0.0}, "max_kl must be positive"),
+    ({"max_kl": float("nan")}, "max_kl must be positive and finite"),
+    (
+      {"max_kl": 0.5, "offset": np.zeros(3, np.float32)},
+      r"offset must have shape \[4\]",
+    ),
+    ({"max_kl": 0.5, "num_steps": 0}, "num_steps"),
+  ],
+)
+def test_bad_criteria(options, message):
+  with pytest.raises(ValueError, match=message):
+    weights.solve_exponent(jnp.zeros(4), **options)

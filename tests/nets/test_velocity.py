@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jdiff import nets
 from tests.nets.velocities import (
   ALL,
   HEADS,
@@ -136,3 +137,55 @@ def test_time_is_smooth():
   smooth, rough = ratio(), ratio(max_frequency=1e3)
   assert smooth < 2 * 3
   assert rough > 10 * smooth
+
+
+def test_skip():
+  """`skip` adds `x` times a factor for each entry that depends on `t` alone."""
+  _, params, apply = make("mlp", skip=True)
+  _, _, plain = make("mlp")
+  x, t, s, label = inputs("mlp")
+  rest = {name: value for name, value in params.items() if name != "skip"}
+
+  def factor(at, apply=apply):
+    """What is added to the network without, per unit of each entry."""
+    return (apply(params, at, t, s) - plain(rest, at, t, s)) / at
+
+  far = 3 - 2 * x
+  np.testing.assert_allclose(factor(x), factor(far), rtol=1e-3, atol=1e-4)
+  # Each time and each entry has its own, and none depends on the others.
+  assert np.ptp(factor(x), axis=0).min() > 1e-2
+  assert np.ptp(factor(x), axis=1).min() > 1e-2
+  # The control: the network's own answer is no such factor.
+  ratio = (plain(rest, a, t, s) / a for a in (x, far))
+  assert np.abs(np.subtract(*ratio)).max() > 0.1
+
+
+def test_skip_starts_at_zero_and_is_learnt():
+  network = nets.velocity_mlp(5, hidden=(16, 12), skip=True)
+  params = jit(network.init)(jax.random.key(0))
+  x, t, *_ = inputs("mlp")
+
+  def loss(params):
+    # A factor for each entry: all that a Gaussian law would need.
+    want = jnp.linspace(-1.0, 1.0, 5)[None] * x
+    answer = network.apply(params, x, t)
+    return jnp.mean((answer - want) ** 2), answer
+
+  step = jit(jax.value_and_grad(loss, has_aux=True))
+  (start, answer), gradient = step(params)
+  assert not np.any(answer)
+  assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(gradient["skip"]))
+
+  def train(names):
+    trained = params
+    for _ in range(100):
+      slope = step(trained)[1]
+      trained = trained | {
+        name: jax.tree.map(lambda a, b: a - 0.1 * b, trained[name], slope[name])
+        for name in names
+      }
+    return float(step(trained)[0][0])
+
+  assert train(["skip"]) < 0.05 * start
+  # The control: what else is zero at first does not learn it.
+  assert train(["head_bias"]) > 0.5 * start
