@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import optimize
+from scipy import optimize, special
 from scipy.spatial import distance
 
 from jdiff.core import checks
@@ -230,6 +230,34 @@ def energy_w2(
     a[np.searchsorted(a_ends, middles)] - b[np.searchsorted(b_ends, middles)]
   )
   return float(np.sqrt(np.diff(ends, prepend=0.0) @ difference**2))
+
+
+def histogram_kl(
+  values: np.ndarray,
+  reference: np.ndarray,
+  *,
+  weights: np.ndarray | None = None,
+  interval: tuple[float, float] = (-np.pi, np.pi),
+  num_bins: int = 60,
+) -> float:
+  """KL of two histograms of numbers, from the reference's to the values', nats.
+
+  Half a count is added to every bin, so that it is finite.
+
+  Args:
+    values: `[n]`.
+    reference: `[m]`.
+    weights: `[n]` of the values, up to a factor; None is equal ones.
+    interval: Where the bins lie; by default a circle's.
+    num_bins: Equal bins.
+  """
+  share = np.ones(len(values)) if weights is None else np.asarray(weights)
+  share = share / share.sum() * len(values)
+  options = dict(bins=num_bins, range=interval)
+  q, _ = np.histogram(values, weights=share, **options)
+  p, _ = np.histogram(reference, **options)
+  p, q = (p + 0.5) / (p + 0.5).sum(), (q + 0.5) / (q + 0.5).sum()
+  return float(special.rel_entr(p, q).sum())
 
 
 def distances(x: np.ndarray) -> np.ndarray:

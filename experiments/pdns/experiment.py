@@ -46,6 +46,7 @@ def build(config: ml_collections.ConfigDict) -> training.Experiment:
   rule = samplers.rule(config)
   sampler, optimizer = process.sampler, parts.optimizer(config)
   num_buffer, inner_steps = config.buffer.num_samples, config.stages.inner_steps
+  on_policy = process.path_method is not None
 
   def init(key):
     key_params, key_state = jax.random.split(key)
@@ -85,7 +86,6 @@ def build(config: ml_collections.ConfigDict) -> training.Experiment:
         key_fit,
       )
     # Losses on the path are of the policy as it is now, not of its average.
-    on_policy = process.path_method is not None
     net = state.params if on_policy else state.ema
     before = _policy(net, stage)
     keys = training.example_keys(key_collect, num_buffer)
@@ -117,7 +117,7 @@ def build(config: ml_collections.ConfigDict) -> training.Experiment:
     )
     stage = state.extra
     loss_keys = training.example_keys(key_loss, config.batch_size)
-    if process.path_method is not None:
+    if on_policy:
       method = process.path_method(1 - stage.progress.remaining)
       paths = method.collect(
         _policy(state.params, stage),
@@ -126,7 +126,7 @@ def build(config: ml_collections.ConfigDict) -> training.Experiment:
 
     def objective(params):
       policy = _policy(params, stage)
-      if process.path_method is not None:
+      if on_policy:
         per_example, _ = method.loss(policy, loss_keys, paths)
       else:
         samples = training.shard_batch(

@@ -118,5 +118,6 @@ def _histograms(path, target, samples, log_w, reference):
     if reference is not None:
       axis.hist(want.ravel(), label="long chains", color="k", **options)
     axis.set_xlabel(label)
+    axis.locator_params(axis="x", nbins=6)
     axis.legend(fontsize=7)
   plots.save(figure, path)

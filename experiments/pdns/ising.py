@@ -71,8 +71,13 @@ def site(config, *, num_steps: int) -> None:
 
 
 def _on_policy(config, num_steps: int) -> None:
-  """Short stages, by the KL: no weight is ever trained on."""
-  config.stages.max_kl = 2.0
+  """Short stages, by the KL: no weight is ever trained on.
+
+  Near the critical point the network lags behind by a KL that grows with the
+  lattice, and has to be let through.
+  """
+  size = config.target.get("size", 8)
+  config.stages.max_kl = 2.0 * max(size / 8, 1) ** 2
   config.buffer.num_samples = 1024
   config.num_reference = 1024
   defaults.stages(config, num_stages=num_steps // 10, inner_steps=10)

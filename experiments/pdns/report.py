@@ -112,7 +112,7 @@ class Evaluator:
         if few:
           result = metrics_lib.sinkhorn(x[:few], first[:few])
           found[f"sinkhorn{suffix}"] = estimates.entry(result.value)
-      return found
+      return found | self._torsions(samples, weight, first, second)
     for name, function in (
       ("energy_w2", self._energy),
       ("distance_w2", metrics_lib.distances),
@@ -124,6 +124,25 @@ class Evaluator:
       found[name] = estimates.entry(distance(values.ravel(), a_weights=shares))
       found[f"{name}_raw"] = estimates.entry(distance(values.ravel()))
       found[f"{name}_floor"] = estimates.entry(distance(again.ravel()))
+    return found
+
+  def _torsions(self, samples, weight, first, second):
+    """KL of the marginal law of each torsion, for molecules."""
+    if self.config.target.kind != "alanine":
+      return {}
+    observe = jax.jit(jax.vmap(self.target.observables))
+    seen, want, again = (
+      observe(jnp.asarray(x)) for x in (samples, first, second)
+    )
+    found = {}
+    for name in sorted(set(want) - {"energy"}):
+      kl = functools.partial(
+        metrics_lib.histogram_kl, reference=np.asarray(want[name])
+      )
+      values = np.asarray(seen[name])
+      found[f"kl_{name}"] = estimates.entry(kl(values, weights=weight))
+      found[f"kl_{name}_raw"] = estimates.entry(kl(values))
+      found[f"kl_{name}_floor"] = estimates.entry(kl(np.asarray(again[name])))
     return found
 
   def _energy(self, x):

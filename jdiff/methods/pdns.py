@@ -100,7 +100,8 @@ class Sampler(NamedTuple):
 
 def init() -> Progress:
   """Before the first stage: the sampler is its reference."""
-  return Progress(jnp.float32(1), jnp.float32(0), jnp.float32(0), jnp.int32(0))
+  one, zero = jnp.float32(1), jnp.float32(0)
+  return Progress(one, one, zero, jnp.int32(0))
 
 
 def log_weights(buffer: Buffer) -> jax.Array:
@@ -135,8 +136,9 @@ def anchored(
   Args:
     min_fraction: The ESS that a stage's weights keep, as a share in `(0, 1)`.
     max_kl: The KL from the policy to the stage's law instead, in nats.
-    confirm: Let `lam` fall only as far as the buffer before allowed too. A
-      single lucky buffer can claim that all is done.
+    confirm: Let `lam` fall only as far as the buffer before allowed too, from
+      the second buffer on. A single lucky one can claim that all is done. A
+      policy that fits every stage at once falls at every second one.
   """
   _check_criterion(min_fraction, max_kl)
 

@@ -71,7 +71,7 @@ def test_anchored_goes_as_far_as_its_ess():
 def test_anchored_by_kl():
   # KL of weights 1 and e^x is log cosh(x / 2).
   rule = jitted(pdns.anchored(max_kl=0.2))
-  progress, log_w = rule(pdns.init(), two(GAP))
+  progress, log_w = rule(at(1.0, allowed=0.0), two(GAP))
   want = 2 * np.arccosh(np.exp(0.2)) / GAP
   np.testing.assert_allclose(progress.remaining, 1 - want, rtol=1e-4)
   np.testing.assert_allclose(weights.kl(log_w), 0.2, rtol=1e-3)
@@ -91,7 +91,10 @@ def test_anchored_waits_for_a_policy_that_lags():
 def test_lucky_buffers(confirm):
   rule = jitted(pdns.anchored(min_fraction=FRACTION, confirm=confirm))
   lucky, usual = two(0.0), two(GAP)
-  progress, _ = rule(pdns.init(), usual)
+  # Not even the first, whose like has not been seen.
+  progress, _ = rule(pdns.init(), lucky)
+  assert progress.remaining == (1 if confirm else 0)
+  progress, _ = rule(at(1.0, allowed=0.0), usual)
   first = float(progress.remaining)
   progress, log_w = rule(progress, lucky)
   assert progress.allowed == 0
@@ -210,7 +213,7 @@ def test_what_is_not_finite_weighs_nothing(name):
   rule = jitted(RULES[name])
   buffer = wild()
   good = jax.tree.map(lambda x: x[:8], buffer)
-  for progress in (pdns.init(), at(0.95, allowed=0.0)):
+  for progress in (at(1.0, allowed=0.0), at(0.95, allowed=0.0)):
     (after, log_w), (want, log_want) = (
       rule(progress, b) for b in (buffer, good)
     )

@@ -103,20 +103,29 @@ def z_score(values, want):
 
 
 @pytest.mark.parametrize(
-  ("name", "num_steps"), [("double_well", 2), ("planar", 10)]
+  ("name", "num_steps", "seed"),
+  [
+    ("double_well", 2, 0),
+    ("planar", 10, 0),
+    *(
+      pytest.param("planar", steps, seed, marks=pytest.mark.thorough)
+      for steps in (10, 20, 50)
+      for seed in (1, 2, 3)
+    ),
+  ],
 )
-def test_weights_are_exact(name, num_steps):
+def test_weights_are_exact(name, num_steps, seed):
   log_prob, dim = TARGETS[name]
   num = 200_000
 
   @jax.jit
   def draw(key):
     exact = run(0.3, key, num, shape=(dim,), num_steps=num_steps)
-    euler = euler_rollout(0.3, jax.random.key(2), num, dim, num_steps)
+    euler = euler_rollout(0.3, jax.random.key(seed + 99), num, dim, num_steps)
     rewards = [reward(log_prob, x) for x in (exact.samples, euler[0])]
     return exact.samples, exact.log_ratio, euler[1], rewards
 
-  samples, *log_ratios, rewards = jax.device_get(draw(jax.random.key(1)))
+  samples, *log_ratios, rewards = jax.device_get(draw(jax.random.key(seed)))
   ratio = np.exp(np.float64(log_ratios[0]))
   weights, euler = np.exp(np.float64(log_ratios) + np.float64(rewards))
   assert 0.2 < log_ratios[0].std() < 1.5
@@ -137,7 +146,8 @@ def test_weights_are_exact(name, num_steps):
     return reward(log_prob, x[None])[0] + own.log_prob(x)
 
   assert abs(z_score(euler, quadrature(tilted, dim))) < 5
-  assert abs(z_score(euler, z)) > 5
+  # Against the integral itself it is off, where steps are long.
+  assert num_steps > 10 or abs(z_score(euler, z)) > 5
 
 
 def test_zero_control_is_the_reference():
