@@ -26,7 +26,9 @@ def _base():
   config = defaults.gaussian("alanine")
   config.target.temperature = 300.0
   # Bonds and angles are standardised; torsions need the circle's width.
-  config.reference.scale = 2.0
+  config.reference.scale = 1.5
+  # Weights to the whole target stay too uneven to be closed with.
+  config.stages.min_remaining = 0.0
   config.stages.max_ratio = 100.0
   return config
 
@@ -47,7 +49,8 @@ def _cpu():
   config = _base()
   config.net.hidden = (256, 256)
   config.buffer.num_samples = 4096
-  defaults.stages(config, num_stages=60, inner_steps=150)
+  config.num_eval = 8192
+  defaults.stages(config, num_stages=30, inner_steps=150)
   return config
 
 

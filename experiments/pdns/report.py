@@ -45,11 +45,10 @@ class Evaluator:
     reference = self._reference(key)
     if reference is not None:
       metrics |= self._distances(samples, log_w, reference)
-      if not self._is_chain():
-        upper = self._upper(
-          params, jax.random.fold_in(key, 2**30 + 1), jnp.asarray(reference[0])
-        )
-        metrics["eubo"] = metrics_lib.mean(upper)
+      upper = self._upper(
+        params, jax.random.fold_in(key, 2**30 + 1), jnp.asarray(reference[0])
+      )
+      metrics["eubo"] = metrics_lib.mean(upper)
     stages = -(-self.config.num_steps // self.config.stages.inner_steps)
     draws = stages * self.config.buffer.num_samples
     if self.process.path_method is not None:
@@ -98,7 +97,7 @@ class Evaluator:
     if self.target.length is not None:
       return {}
     first, second = (np.asarray(x) for x in reference)
-    weight = np.exp(log_w - log_w.max())
+    weight = np.exp(np.float64(log_w) - log_w.max())
     found = {}
     if self.target.particles is None:
       index = np.random.default_rng(0).choice(
@@ -159,15 +158,12 @@ class Evaluator:
       key = jax.random.fold_in(key, 2**30)
       if self.target.sample is not None:
         draws = np.asarray(self.target.sample(key, 2 * num))
-      elif self._is_chain():
+      elif self.target.length is None:
         draws = chains.sample(self.target, key, 2 * num)
       else:
         return None
       self._found = draws[:num], draws[num:]
     return self._found
-
-  def _is_chain(self):
-    return self.target.sample is None and self.target.length is None
 
   def _exact(self):
     exact = {} if self.target.exact is None else dict(self.target.exact())

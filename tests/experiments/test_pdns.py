@@ -113,7 +113,7 @@ def check_log_z(metrics):
 
 def check_stages(records):
   remaining = [r["remaining"] for r in records]
-  assert remaining[-1] < 0.9 and remaining[0] < 1
+  assert remaining[-1] < 0.9 and remaining[-1] < remaining[0]
   assert (np.diff(remaining) <= 0).all()
   assert all(r["invalid"] == 0 for r in records)
 
@@ -198,7 +198,8 @@ def test_lattice(tmp_path):
   for record in records:
     if record["stage_ess_fraction"] > 0.1:
       error = record["stage_log_z"] - exact(record["remaining"])
-      assert abs(error) < 5 * record["stage_log_z_se"]
+      # At the reference itself both are zero.
+      assert abs(error) <= 5 * record["stage_log_z_se"] + 1e-5
       checked += 1
   assert checked >= 4
   # The control: stages far apart do not have one normaliser.
@@ -237,11 +238,11 @@ def test_particles(tmp_path, monkeypatch):
   config = stages(short(particles, **fields), 4, 10)
   config.reference.num_steps = 10
   metrics, records = finish(config, tmp_path)
-  # Two particles are known by quadrature.
+  # Two particles are known by quadrature; the stand-ins for chains are none.
+  assert metrics.pop("eubo")["value"] < metrics["log_z"]["exact"]
   check_log_z(metrics)
   check_stages(records)
   assert {"energy_w2", "distance_w2", "energy_w2_floor"} <= set(metrics)
-  assert "eubo" not in metrics
 
 
 def _centred(x):
