@@ -2,8 +2,8 @@
 
   python -m benchmarks.pods [topology [system ...]]   # needs the extra "plan"
 
-Systems: mdns, alignflow (or one of its sets), solve (the semi-discrete dual of
-ImageNet's latents), masked_lm (or text, gdpo, dmpo).
+Systems: mdns, pdns, alignflow (or one of its sets), solve (the semi-discrete
+dual of ImageNet's latents), masked_lm (or text, gdpo, dmpo).
 
 Prints bytes a chip of one training step, as XLA's memory analysis has them, and
 of the collection before it where there is one. No time is measured, and a step
@@ -47,6 +47,9 @@ from experiments.masked_lm import corpora  # noqa: E402
 from experiments.masked_lm import experiment as masked_lm  # noqa: E402
 from experiments.masked_lm import text as masked_lm_text  # noqa: E402
 from experiments.mdns import ising, potts  # noqa: E402
+from experiments.pdns import gmm, manywell, maxcut, particles  # noqa: E402
+from experiments.pdns import ising as pdns_ising  # noqa: E402
+from experiments.pdns import potts as pdns_potts  # noqa: E402
 from jdiff import ot, training  # noqa: E402
 
 FLOWS = {
@@ -63,6 +66,13 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all")
 def mdns(devices):
   for module in (ising, potts):
     config = module.get_config("pod")
+    train_step(config, training.build(config), devices)
+
+
+def pdns(devices):
+  for module in (pdns_ising, pdns_potts, maxcut, gmm, manywell, particles):
+    config = module.get_config("pod")
+    config.name = f"pdns {config.name}"
     train_step(config, training.build(config), devices)
 
 
@@ -186,6 +196,7 @@ def describe(name, lowered):
 
 SYSTEMS = {
   "mdns": mdns,
+  "pdns": pdns,
   "alignflow": alignflow_steps,
   "solve": solve,
   "masked_lm": masked_lm_steps,
@@ -204,7 +215,7 @@ def main(topology, names):
     platform="tpu", topology_name=topology
   ).devices
   print(f"{len(devices)} chips of {topology}")
-  for name in names or ("mdns", "alignflow", "solve", "masked_lm"):
+  for name in names or ("mdns", "pdns", "alignflow", "solve", "masked_lm"):
     SYSTEMS[name](devices)
 
 

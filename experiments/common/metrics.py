@@ -45,6 +45,10 @@ def w2(x: np.ndarray, y: np.ndarray) -> float:
 
   By assignment: 0.1 to 0.2 s of one core for n = 1,000, and 0.7 s for 2,000.
   """
+  if len(x) != len(y):
+    raise ValueError(
+      f"x and y must have equal sizes, got {len(x)} and {len(y)}."
+    )
   cost = distance.cdist(x, y, "sqeuclidean")
   rows, columns = optimize.linear_sum_assignment(cost)
   return float(np.sqrt(cost[rows, columns].mean()))

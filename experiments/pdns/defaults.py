@@ -37,6 +37,7 @@ def masked(name: str) -> ml_collections.ConfigDict:
     del config[field]
   for field in ("capacity", "refresh_every"):
     del config.buffer[field]
+  config.buffer.num_chunks = 1
   _add_stages(config, rule="anchored", min_fraction=0.3)
   stages(config, num_stages=40, inner_steps=60)
   return config
@@ -79,6 +80,8 @@ def gaussian(name: str) -> ml_collections.ConfigDict:
 
   config.batch_size = 512
   config.buffer = ml_collections.ConfigDict({"num_samples": 4096})
+  # Drawn a chunk after the other where all at once would not fit.
+  config.buffer.num_chunks = 1
   config.learning_rate = 2e-3
   config.schedule = "constant"
   config.warmup_steps = 0

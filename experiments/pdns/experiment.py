@@ -12,6 +12,7 @@ from experiments.mdns import parts
 from experiments.pdns import report, samplers
 from jdiff import training
 from jdiff.core import checks, weights
+from jdiff.core import keys as keys_lib
 from jdiff.methods import pdns
 
 
@@ -62,6 +63,23 @@ def build(config: ml_collections.ConfigDict) -> training.Experiment:
     extra = stage._replace(buffer=buffer)
     return training.create(key_state, params, optimizer, extra)
 
+  def collect(policy, key):
+    """A buffer, a chunk after the other: the same whatever their number."""
+    num_chunks = config.buffer.num_chunks
+    if num_chunks == 1:
+      return sampler.collect(
+        policy, training.example_keys(key, num_buffer), num_buffer
+      )
+    size = num_buffer // num_chunks
+    keys = keys_lib.per_example(key, num_buffer).reshape(num_chunks, size)
+    chunks = jax.lax.map(
+      lambda keys: sampler.collect(policy, training.shard_batch(keys), size),
+      keys,
+    )
+    return training.shard_batch(
+      jax.tree.map(lambda x: x.reshape(num_buffer, *x.shape[2:]), chunks)
+    )
+
   def refit(stage, net, key_draw, key_fit):
     """The steps' variance, on what the last stage was fitted to."""
     samples = training.shard_batch(
@@ -88,9 +106,9 @@ def build(config: ml_collections.ConfigDict) -> training.Experiment:
     # Losses on the path are of the policy as it is now, not of its average.
     net = state.params if on_policy else state.ema
     before = _policy(net, stage)
-    keys = training.example_keys(key_collect, num_buffer)
-    buffer = sampler.collect(before, keys, num_buffer)
+    buffer = collect(before, key_collect)
     if process.first is not None:
+      keys = training.example_keys(key_collect, num_buffer)
       buffer = jax.lax.cond(
         state.step == 0,
         lambda: process.first(keys, num_buffer),
@@ -182,8 +200,14 @@ def _check(config) -> None:
     "eval_chunk",
     "num_reference",
     "buffer.num_samples",
+    "buffer.num_chunks",
     "stages.inner_steps",
   )
+  if config.buffer.num_samples % config.buffer.num_chunks:
+    raise ValueError(
+      "config.buffer.num_chunks must divide config.buffer.num_samples="
+      f"{config.buffer.num_samples}, got {config.buffer.num_chunks}."
+    )
   if config.batch_size > config.buffer.num_samples:
     raise ValueError(
       f"config.buffer.num_samples must be at least config.batch_size="
@@ -199,3 +223,14 @@ def _check(config) -> None:
   )
   if "order" in config:
     parts.check(config)
+    return
+  checks.check_int("config.num_sinkhorn", config.num_sinkhorn, 0)
+  checks.check_finite(
+    "config.reference.power", config.reference.power, positive=True
+  )
+  config_lib.check_counts(config, "reference.num_steps")
+  if config.num_reference > config.num_eval:
+    raise ValueError(
+      f"config.num_reference must be at most config.num_eval={config.num_eval}"
+      f", got {config.num_reference}."
+    )

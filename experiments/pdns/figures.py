@@ -1,9 +1,12 @@
 """Figures of proximal samplers."""
 
+import jax
+import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
 from experiments.common import metrics, plots
+from jdiff.core import weights
 
 
 def stages(path, history, *, log_z=None, log_z_at=None):
@@ -57,8 +60,7 @@ def modes(path, log_w, observed, exact):
   values = observed.get("mode_share")
   if values is None:
     return
-  share = np.exp(log_w - log_w.max())
-  share = share / share.sum()
+  share = np.asarray(weights.normalise(jnp.asarray(log_w)))
   figure, axis = plt.subplots(figsize=(5, 3))
   place = np.arange(values.shape[1])
   axis.bar(place - 0.2, values.mean(axis=0), 0.4, label="drawn")
@@ -75,7 +77,7 @@ def draws(path, target, samples, log_w, reference):
   """What draws look like, by the kind of the target."""
   if target.length is not None:
     size = round(target.length**0.5)
-    if "chain" in target.orders and size**2 == target.length:
+    if "even_odd" in target.orders:
       panels = {"jdiff": samples[:16]}
       if reference is not None:
         panels["reference"] = np.asarray(reference[:16])
@@ -92,10 +94,8 @@ def draws(path, target, samples, log_w, reference):
 
 def _histograms(path, target, samples, log_w, reference):
   """Energies and distances of particles, beside those of long chains."""
-  import jax
-
   energy = jax.jit(jax.vmap(lambda x: target.observables(x)["energy"]))
-  share = np.exp(log_w - log_w.max())
+  share = np.asarray(weights.normalise(jnp.asarray(log_w)))
   figure, axes = plt.subplots(1, 2, figsize=(8, 3))
   functions = {
     "energy": lambda x: np.asarray(energy(x)),

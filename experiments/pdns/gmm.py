@@ -66,6 +66,7 @@ def _large(config, *, scale: float):
   config.ema_decay = 0.999
   config.stages.max_kl = 1.0
   config.stages.max_ratio = 100.0
+  config.num_sinkhorn = 1000
   defaults.stages(config, num_stages=100, inner_steps=1000)
   return config
 

@@ -1,4 +1,4 @@
-"""PDNS on the square-lattice Ising model, in uniform order.
+"""PDNS on the square-lattice Ising model.
 
   python -m experiments.main --config=experiments/pdns/ising.py:VARIANT \
       --workdir=W
@@ -8,6 +8,8 @@
 | smoke | 4x4, beta 0.6, MLP | 2 cores, 20 s |
 | cpu, cpu_plain, cpu_annealed | 5x5, beta 0.6: stages, none, a fixed ramp | 2 cores, 1 min |
 | cpu8, cpu16 | 8x8, 16x16, beta 0.6, site-centred network | 2 cores |
+| cpu_glass, cpu_glass_ramp | 8x8 spin glass, beta 1, structured order: stages, a ramp | 2 cores, 2 min |
+| cpu_field, cpu_field_ramp | 8x8, beta 0.6, field 0.02, structured order | 2 cores, 2 min |
 | paper, paper_high, paper_critical | 24x24 at beta 0.6, 0.28, 0.4407, ViT | 1 GPU |
 | pod | 24x24, beta 0.6, ViT, bf16 | v5e:4x4 |
 """  # noqa: E501
@@ -96,7 +98,7 @@ def chain(config, *, num_steps: int) -> None:
 
 
 def _glass(rule: str):
-  """A spin glass, of which a short ramp loses modes."""
+  """A spin glass, stages beside a ramp, which does no worse."""
   config = lattice(8, 1.0)
   config.target.disorder = "sign"
   chain(config, num_steps=1000)
@@ -122,7 +124,7 @@ def _site(size: int, num_steps: int):
 def _paper(beta: float):
   config = lattice(24, beta)
   mdns_defaults.vit(config)
-  config.buffer.num_samples = 4096
+  config.buffer.num_samples, config.buffer.num_chunks = 4096, 16
   config.num_masks = 8
   config.stages.max_kl = 0.5
   defaults.stages(config, num_stages=25, inner_steps=4000)
@@ -131,8 +133,8 @@ def _paper(beta: float):
 
 def _pod():
   config = _paper(0.6)
-  config.batch_size = 4096
-  config.buffer.num_samples = 65536
+  config.batch_size = 1024
+  config.buffer.num_samples, config.buffer.num_chunks = 65536, 64
   config.learning_rate = 4e-4
   config.net.remat = True
   return config

@@ -62,7 +62,7 @@ def _large(config):
   config.ema_decay = 0.999
   config.stages.max_kl = 1.0
   config.stages.max_ratio = 100.0
-  config.num_eval = 65536
+  config.num_eval, config.num_sinkhorn = 65536, 1000
   defaults.stages(config, num_stages=100, inner_steps=500)
   return config
 

@@ -11,7 +11,8 @@
 | paper | 3-regular, 256 nodes, transformer | 1 GPU |
 | pod | 3-regular, 1024 nodes, transformer, bf16 | v5e:4x4 |
 
-A file of edges has two node numbers a line, each pair once.
+A file of edges has two node numbers a line, each pair once; nodes are 0 to the
+largest of them.
 """
 
 import functools
@@ -62,7 +63,7 @@ def _cpu_large():
 def _paper(num_nodes: int):
   config = _base("regular", num_nodes, 3.0)
   mdns_defaults.vit(config)
-  config.buffer.num_samples = 4096
+  config.buffer.num_samples, config.buffer.num_chunks = 4096, 16
   config.num_masks = 8
   config.stages.max_kl = 0.5
   defaults.stages(config, num_stages=25, inner_steps=4000)
@@ -71,8 +72,8 @@ def _paper(num_nodes: int):
 
 def _pod():
   config = _paper(1024)
-  config.batch_size = 4096
-  config.buffer.num_samples = 65536
+  config.batch_size = 1024
+  config.buffer.num_samples, config.buffer.num_chunks = 65536, 64
   config.learning_rate = 4e-4
   config.net.remat = True
   return config

@@ -100,14 +100,14 @@ def _large(config):
 
 def _lj55():
   config = _large(_clusters(55))
-  config.buffer.num_samples = 100_000
+  config.buffer.num_samples, config.buffer.num_chunks = 100_000, 100
   return config
 
 
 def _pod():
   config = _lj55()
-  config.buffer.num_samples = 131072
-  config.batch_size = 4096
+  config.buffer.num_samples, config.buffer.num_chunks = 131072, 64
+  config.batch_size = 2048
   return config
 
 

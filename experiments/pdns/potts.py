@@ -8,6 +8,7 @@
 | smoke | 3x3, beta 1.3, MLP | 2 cores, 20 s |
 | cpu, cpu_critical | 6x6 at beta 1.3 and log 3, site-centred network, uniform order | 2 cores |
 | cpu_chain, cpu_chain_ramp | 6x6, beta 1.3, structured order: stages, and a ramp alone | 2 cores |
+| cpu_chain_critical | the same stages at log 3 | 2 cores |
 | paper, paper_critical | 16x16 at beta 1.3 and log 3, ViT | 1 GPU |
 | pod | 16x16, beta 1.3, ViT, bf16 | v5e:4x4 |
 """  # noqa: E501
@@ -61,7 +62,7 @@ def _paper(beta: float):
   config = _base(16, beta)
   mdns_defaults.vit(config)
   config.net.width, config.net.num_layers = 128, 4
-  config.buffer.num_samples = 4096
+  config.buffer.num_samples, config.buffer.num_chunks = 4096, 16
   config.num_masks = 8
   config.stages.max_kl = 0.5
   defaults.stages(config, num_stages=25, inner_steps=4000)
@@ -70,8 +71,8 @@ def _paper(beta: float):
 
 def _pod():
   config = _paper(1.3)
-  config.batch_size = 4096
-  config.buffer.num_samples = 65536
+  config.batch_size = 1024
+  config.buffer.num_samples, config.buffer.num_chunks = 65536, 64
   config.learning_rate = 4e-4
   config.net.remat = True
   return config
@@ -83,6 +84,7 @@ VARIANTS = {
   "cpu_critical": functools.partial(_site, CRITICAL_BETA),
   "cpu_chain": functools.partial(_chain, "anchored"),
   "cpu_chain_ramp": functools.partial(_chain, "annealed"),
+  "cpu_chain_critical": functools.partial(_chain, "anchored", CRITICAL_BETA),
   "paper": functools.partial(_paper, 1.3),
   "paper_critical": functools.partial(_paper, CRITICAL_BETA),
   "pod": _pod,

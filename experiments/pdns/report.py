@@ -11,6 +11,7 @@ from experiments.common import estimates
 from experiments.common import metrics as metrics_lib
 from experiments.pdns import chains, figures
 from jdiff import training
+from jdiff.core import weights
 from jdiff.methods import pdns
 
 
@@ -53,6 +54,8 @@ class Evaluator:
     draws = stages * self.config.buffer.num_samples
     if self.process.path_method is not None:
       draws += self.config.num_steps * self.config.batch_size
+    if self.process.first is not None:
+      draws += (self.process.nfe + 1) * self.config.buffer.num_samples
     # All that training has asked of the target, to compare at equal cost.
     metrics["energy_evaluations"] = float(draws)
     metrics["nfe"] = self.process.nfe
@@ -97,7 +100,7 @@ class Evaluator:
     if self.target.length is not None:
       return {}
     first, second = (np.asarray(x) for x in reference)
-    weight = np.exp(np.float64(log_w) - log_w.max())
+    weight = np.asarray(weights.normalise(jnp.asarray(log_w)), np.float64)
     found = {}
     if self.target.particles is None:
       index = np.random.default_rng(0).choice(
@@ -110,7 +113,9 @@ class Evaluator:
         found[f"mmd{suffix}"] = estimates.entry(metrics_lib.mmd(x, first))
         if few:
           result = metrics_lib.sinkhorn(x[:few], first[:few])
-          found[f"sinkhorn{suffix}"] = estimates.entry(result.value)
+          # One that has not converged is no result.
+          value = result.value if result.converged else np.nan
+          found[f"sinkhorn{suffix}"] = estimates.entry(value)
       return found | self._torsions(samples, weight, first, second)
     for name, function in (
       ("energy_w2", self._energy),
@@ -127,12 +132,11 @@ class Evaluator:
 
   def _torsions(self, samples, weight, first, second):
     """KL of the marginal law of each torsion, for molecules."""
-    if self.config.target.kind != "alanine":
-      return {}
     observe = jax.jit(jax.vmap(self.target.observables))
-    seen, want, again = (
-      observe(jnp.asarray(x)) for x in (samples, first, second)
-    )
+    seen = observe(jnp.asarray(samples))
+    if not {"phi", "psi"} <= set(seen):
+      return {}
+    want, again = (observe(jnp.asarray(x)) for x in (first, second))
     found = {}
     for name in sorted(set(want) - {"energy"}):
       kl = functools.partial(

@@ -115,7 +115,8 @@ def controlled(config) -> Process:
     return network.apply(policy["net"], x / unit, t)
 
   times = np.linspace(1, 0, config.reference.num_steps + 1)
-  shared = dict(reference=reference, times=times**config.reference.power)
+  times = jnp.asarray(times**config.reference.power, jnp.float32)
+  shared = dict(reference=reference, times=times)
   sampler = pdns.gaussian(
     target,
     residual_fn=residual_fn,

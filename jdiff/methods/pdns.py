@@ -11,9 +11,9 @@ One loop serves masked and Gaussian processes: a `Sampler` draws a `Buffer`, a
 `Rule` turns it into weights, and the sampler's loss is fitted to them.
 
 Differs from the released code: steps are solved by bisection on the device
-instead of a bounded optimiser with a fallback; a drop of `lam` must be allowed
-by two buffers in a row; path log-ratios of Gaussian processes are those of
-exact kernels, never of a noiseless last step.
+instead of a bounded optimiser with a fallback; `anchored` lets `lam` fall only
+as far as two buffers in a row allow; path log-ratios of Gaussian processes are
+those of exact kernels, never of a noiseless last step.
 """
 
 from collections.abc import Callable
@@ -29,6 +29,8 @@ from jdiff.core import checks, weights
 from jdiff.core.types import LogitsFn, Params, Rollout, ScoreFn, Target
 from jdiff.ctmc import masks, reveal
 from jdiff.methods import flow_matching, mdns, wdce
+from jdiff.schedules import grids
+from jdiff.sde import paths
 
 
 class Buffer(NamedTuple):
@@ -313,6 +315,7 @@ def gaussian(
 
   Args:
     target: A continuous target, of particles if the reference is centred.
+      `sde.check_tails` looks whether its weights can have a variance.
     residual_fn: The network, a `ScoreFn` with answers of order one; see
       `sde.rollout`. Zero is the reference.
     reference: The process that is controlled.
@@ -331,6 +334,7 @@ def gaussian(
       "reference.centred must be set for a target of particles, and for no "
       f"other, got {reference.centred} for particles={target.particles}."
     )
+  paths.check_ends_at_data(grids.as_grid(num_steps, times))
 
   def spread_of(params):
     return None if spread is None else lax.stop_gradient(spread(params))
@@ -391,7 +395,10 @@ def weigh(rollout: Rollout, reward: Callable[[jax.Array], jax.Array]) -> Buffer:
 def draw(
   key: jax.Array, buffer: Buffer, log_weights: jax.Array, num_samples: int
 ) -> jax.Array:
-  """Resamples a buffer by its weights: samples `[B, ...]` of weight one."""
+  """Resamples a buffer by its weights: samples `[B, ...]` of weight one.
+
+  Of the whole buffer, for jit on global arrays; not for `shard_map`.
+  """
   num = log_weights.shape[0]
   if num_samples > num:
     raise ValueError(

@@ -16,6 +16,7 @@ from jdiff.core.types import LogitsFn, Params, ScoreFn
 from jdiff.ctmc import masks
 from jdiff.elbo import denoising, token_probs
 from jdiff.methods import flow_matching
+from jdiff.sde import paths
 
 draw_time = flow_matching.within(flow_matching.uniform, 1e-3)
 """Times of `bridge_wdce` by default: there is no residual at 0."""
@@ -121,7 +122,8 @@ def bridge_wdce(
   keys = keys_lib.per_example(key, samples.shape[0])
   t = jax.vmap(draw_time)(keys_lib.fold(keys, 2))
   point = sde.bridge(keys, samples, t, reference=reference)
-  error = residual_fn(params, point.x, t) - point.residual
+  answer = paths.residual(residual_fn, params, point.x, t, reference=reference)
+  error = answer - point.residual
   square = jnp.sum(error**2, axis=tuple(range(1, error.ndim)))
   share = coefficients(log_weights, axis_name=axis_name)
   return 0.5 * share * square, {}

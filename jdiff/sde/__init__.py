@@ -22,13 +22,12 @@ from jdiff.sde.interpolants import (
 from jdiff.sde.paths import (
   Bridge,
   bridge,
-  fit_spread,
-  langevin,
   path_log_ratio,
   reference_path,
   rollout,
   rollout_path,
 )
+from jdiff.sde.policies import fit_spread, langevin
 from jdiff.sde.references import Reference, check_tails
 from jdiff.sde.samplers import (
   Samples,

@@ -27,17 +27,17 @@ Differs from arXiv:2510.03824, whose steps hold the control and leave the noise
 as it is (`spread` of one): at few steps most of the weights' variance is that.
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from jdiff.core import carries, checks
 from jdiff.core import keys as keys_lib
-from jdiff.core.types import LogProb, Params, Rollout, ScoreFn
+from jdiff.core.types import Params, Rollout, ScoreFn
 from jdiff.schedules import grids
 from jdiff.sde import interpolants
 from jdiff.sde.references import Reference
@@ -174,11 +174,13 @@ def path_log_ratio(
   times = grids.as_grid(times=times)
   checks.check_shape("times", times, path.shape[:1])
   steps = _steps(reference, times, spread, path.dtype)
-  size = _size(reference, path.shape[2:])
+  size = reference.size(path.shape[2:])
 
   @jax.checkpoint
   def term(here, there, step):
-    shift = step.gain * _residual(residual_fn, params, here, step.t, reference)
+    shift = step.gain * residual(
+      residual_fn, params, here, step.t, reference=reference
+    )
     noise = (there - step.c * here) / step.sd
     own = (noise - shift) / step.rho
     return _log_ratio(noise, own, step.rho, size)
@@ -217,6 +219,7 @@ def reference_path(
   data = _widen(jnp.asarray(data))
   reference.check_shape(data.shape[1:])
   times = grids.as_grid(num_steps, times)
+  check_ends_at_data(times)
   keys = keys_lib.per_example(key, data.shape[0])
   times = times.astype(data.dtype)
   c, sd = reference.kernel(times[:-1], times[1:])
@@ -291,91 +294,32 @@ def bridge(
   return Bridge(x, (data - expand(gain) * x) / expand(std))
 
 
-def fit_spread(
-  params: Params,
-  key: jax.Array,
-  samples: jax.Array,
-  *,
+def residual(
   residual_fn: ScoreFn,
+  params: Params,
+  x: jax.Array,
+  t: jax.Array,
+  *,
   reference: Reference,
-  num_steps: int | None = None,
-  times: ArrayLike | None = None,
 ) -> jax.Array:
-  """What is left of the residual's variance at each step, `[K]`.
+  """What a policy answers at `x` `[B, ...]` and `t` (scalar or `[B]`).
 
-  The mean square error of `residual_fn` over bridges to the samples: matched by
-  moments, the kernels of `rollout` are then those of least KL from the process
-  that ends in the samples. Costs `K` network evaluations a sample.
-
-  Args:
-    params: Passed to `residual_fn`.
-    key: One PRNG key, or `[B]` keys; consumed.
-    samples: `[B, ...]` of the law that is aimed at.
-    residual_fn: A `ScoreFn`, see the module.
-    reference: The process that is controlled.
-    num_steps: Steps `K` of the uniform grid from 1 to 0.
-    times: `[K + 1]` decreasing times instead.
-
-  Returns:
-    Values in `[1e-4, 2]`.
+  Checked, in the precision of `x`, and without a centre of mass if the
+  reference has none.
   """
-  samples = _widen(jnp.asarray(samples))
-  size = _size(reference, samples.shape[1:])
-  times = grids.as_grid(num_steps, times).astype(samples.dtype)
-  keys = keys_lib.per_example(key, samples.shape[0])
-
-  def one(xs):
-    t, index = xs
-    t = jnp.full(samples.shape[:1], t)
-    point = bridge(keys_lib.fold(keys, index), samples, t, reference=reference)
-    answer = reference.project(residual_fn(params, point.x, t))
-    error = answer - point.residual
-    return jnp.mean(_inner(error, error)) / size
-
-  index = jnp.arange(times.size - 1, dtype=jnp.uint32)
-  return jnp.clip(jax.lax.map(one, (times[:-1], index)), 1e-4, 2.0)
+  answer = residual_fn(
+    params, x, jnp.broadcast_to(t, x.shape[:1]).astype(x.dtype)
+  )
+  checks.check_shape("residual_fn's answer", answer, x.shape)
+  return reference.project(answer.astype(x.dtype))
 
 
-def langevin(
-  log_prob: LogProb, reference: Reference, *, max_norm: float = 100.0
-) -> ScoreFn:
-  """Annealed Langevin dynamics as a policy's `residual_fn`; needs no params.
-
-  Its drift is half the score of `reference^t target^(1-t)`: of a stationary
-  reference the control is `(1 - t) / 2 (x / std(0)^2 + grad log_prob)`. A first
-  buffer drawn with it has exact weights, as with any policy.
-
-  Args:
-    log_prob: Of one sample, unnormalised.
-    reference: The process that is controlled.
-    max_norm: Longer gradients are cut to this length; ones that are not finite
-      count as zero.
-
-  Source:
-    arXiv:2510.03824, the released annealed start, with the factor that its
-    weights lack.
-  """
-  max_norm = checks.check_finite("max_norm", max_norm, positive=True)
-  grad = jax.grad(log_prob)
-
-  def clipped(x):
-    slope = grad(x)
-    slope = jnp.where(jnp.isfinite(slope), slope, 0)
-    norm = jnp.sqrt(jnp.sum(slope**2))
-    return slope * jnp.minimum(1.0, max_norm / jnp.maximum(norm, max_norm))
-
-  def residual_fn(params, x, t):
-    del params
-    gain, std = reference.kernel(t, jnp.zeros_like(t))
-    # A start that leaves no trace in the data has no control either.
-    usable = jnp.abs(gain) > 1e-4
-    weight = 0.5 * (1 - t) * jnp.where(usable, std, 0)
-    weight = weight / jnp.where(usable, gain, 1)
-    spread = interpolants.expand(reference.std(jnp.zeros_like(t)), x)
-    force = x / spread**2 + jax.vmap(clipped)(x)
-    return interpolants.expand(weight, x) * force
-
-  return residual_fn
+def check_ends_at_data(times: jax.Array) -> None:
+  """Raises unless a grid `[K + 1]` ends at 0, where it can be seen to."""
+  if checks.is_concrete(times) and jax.device_get(times)[-1] != 0:
+    raise ValueError(
+      f"times must end at 0, the data, got {jax.device_get(times)[-1]}."
+    )
 
 
 class _Steps(NamedTuple):
@@ -396,6 +340,8 @@ def _steps(reference, times, spread, dtype):
   gain, rho = sd * a[1:] / std[:-1], jnp.ones_like(t)
   if spread is not None:
     checks.check_shape("spread", spread, t.shape, "One a step.")
+    if checks.is_concrete(spread) and not (np.asarray(spread) > 0).all():
+      raise ValueError(f"spread must be positive, got {np.asarray(spread)}.")
     left = std[1:] ** 2 + (a[1:] * sd) ** 2 * jnp.asarray(spread, dtype)
     rho = jnp.sqrt(left) / std[:-1]
   return _Steps(t, *(x.astype(dtype) for x in (c, sd, gain, rho)))
@@ -426,12 +372,14 @@ def _simulate(
   reference.check_shape(shape)
   keys = keys_lib.per_example(key, num_samples)
   steps = _steps(reference, times, spread, times.dtype)
-  size = _size(reference, shape)
+  size = reference.size(shape)
 
   def body(carry, xs):
     x, log_ratio = carry
     step, index = xs
-    shift = step.gain * _residual(residual_fn, params, x, step.t, reference)
+    shift = step.gain * residual(
+      residual_fn, params, x, step.t, reference=reference
+    )
     own = _normal(keys_lib.fold(keys, index), shape, times.dtype, reference)
     noise = shift + step.rho * own
     log_ratio = log_ratio + _log_ratio(noise, own, step.rho, size)
@@ -459,18 +407,6 @@ def _simulate(
 def _normal(keys, shape, dtype, reference):
   draws = jax.vmap(lambda k: jax.random.normal(k, shape, dtype))(keys)
   return reference.project(draws)
-
-
-def _size(reference, shape):
-  """Dimensions in which the noise of a sample lives."""
-  size = math.prod(shape)
-  return size - shape[-1] if reference.centred else size
-
-
-def _residual(residual_fn, params, x, t, reference):
-  answer = residual_fn(params, x, jnp.full(x.shape[:1], t, x.dtype))
-  checks.check_shape("residual_fn's answer", answer, x.shape)
-  return reference.project(answer.astype(x.dtype))
 
 
 def _inner(a, b):

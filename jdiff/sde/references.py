@@ -10,6 +10,7 @@ its `alpha_t`, decreasing in generation time, is a schedule's rate, small near
 data and large near noise.
 """
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple
@@ -57,13 +58,18 @@ class Reference(NamedTuple):
     """Normalised log-density of one sample `x` at the data end, in nats."""
     x = _widen(jnp.asarray(x))
     std = self.std(jnp.zeros((), x.dtype))
-    dim = x.size - (x.shape[-1] if self.centred else 0)
     square = jnp.sum((self.project(x) / std) ** 2)
-    return -0.5 * square - dim * (jnp.log(std) + 0.5 * jnp.log(2 * jnp.pi))
+    return -0.5 * square - self.size(x.shape) * (
+      jnp.log(std) + 0.5 * jnp.log(2 * jnp.pi)
+    )
 
   def project(self, x: jax.Array) -> jax.Array:
     """Takes the centre of mass of `x [..., n, d]` away, if `centred`."""
     return x - x.mean(axis=-2, keepdims=True) if self.centred else x
+
+  def size(self, shape: tuple[int, ...]) -> int:
+    """Dimensions in which a sample of that shape lives."""
+    return math.prod(shape) - (shape[-1] if self.centred else 0)
 
   def check_shape(self, shape: tuple[int, ...]) -> None:
     """Raises a ValueError unless samples of this reference may have `shape`."""
@@ -105,9 +111,11 @@ def vp(
     gone = alpha_s == 0
     alpha_s = jnp.where(gone, 1.0, alpha_s)
     c = jnp.where(gone, 1.0, alpha_t / alpha_s)
-    # Not 1 - c^2, which cancels over short steps.
-    square = jnp.where(gone, 0.0, variance(t) - variance(s))
-    return c, scale * jnp.sqrt(jnp.maximum(square, 0)) / jnp.abs(alpha_s)
+    # 1 - c^2 cancels near data, the difference of variances near noise.
+    near = (variance(t) - variance(s)) / alpha_s**2
+    square = jnp.where(jnp.abs(alpha_s) > 0.5, near, (1 - c) * (1 + c))
+    square = jnp.where(gone, 0.0, square)
+    return c, scale * jnp.sqrt(jnp.maximum(square, 0))
 
   return _checked(
     Reference(kernel, lambda t: scale * jnp.ones_like(t), centred)
@@ -138,8 +146,9 @@ def check_tails(target: Target, reference: Reference) -> None:
   """Warns of a target whose tails are heavier than its reference's.
 
   Plain weights `exp(log_prob - reference.log_prob)` have a finite variance if
-  `2 log_prob - reference.log_prob` falls in all directions. It is looked at
-  between 6 and 12 standard deviations of the reference, along 32 directions.
+  `2 log_prob - reference.log_prob` falls in all directions. It is compared at 6
+  and at 12 standard deviations of the reference in each coordinate, along 32
+  directions.
 
   Warns:
     UserWarning: If it rises there along any.

@@ -184,3 +184,24 @@ def test_distances_are_those_of_pairs():
 def test_bad_input_is_named(call, match):
   with pytest.raises(ValueError, match=match):
     call(two_samples(5, 5)[0])
+
+
+def test_histogram_kl():
+  x = np.repeat([-1.0, 1.0], [300, 100])
+  assert metrics.histogram_kl(x, x) == 0
+  # Two bins with half a count more in each; 3 nats of weight undo the shares.
+  options = dict(num_bins=2, interval=(-2.0, 2.0))
+  p, q = np.array([200.5, 200.5]) / 401, np.array([300.5, 100.5]) / 401
+  even = np.repeat([-1.0, 1.0], 200)
+  assert metrics.histogram_kl(x, even, **options) == pytest.approx(
+    np.sum(p * np.log(p / q))
+  )
+  weights = np.repeat([1.0, 3.0], [300, 100])
+  assert metrics.histogram_kl(
+    x, even, weights=weights, **options
+  ) == pytest.approx(0, abs=1e-9)
+
+
+def test_w2_wants_equal_sizes():
+  with pytest.raises(ValueError, match="equal sizes, got 2 and 3"):
+    metrics.w2(np.zeros((2, 1)), np.zeros((3, 1)))

@@ -279,6 +279,14 @@ def test_one_and_eight_devices_agree():
 
 
 @pytest.mark.slow
+def test_chunks_of_a_buffer_change_nothing():
+  one = steps(tiny(), 1)
+  four = steps(tiny(**{"buffer.num_chunks": 4}), 1)
+  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(four), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.slow
 def test_log_densities_that_overflow_do_not_break_a_step(monkeypatch):
   whole = laws.continuous(tiny().target)
 

@@ -116,6 +116,17 @@ def test_kernels_compose():
     )
 
 
+def test_the_noise_end_of_a_fast_schedule():
+  # Where alpha is tiny a difference of variances is zero in float32.
+  reference = references.vp(gaussian.vp(0.1, 40.0))
+  times = np.linspace(1, 0, 101)
+  t, s = (jnp.asarray(x, jnp.float32) for x in (times[:-1], times[1:]))
+  _, sd = reference.kernel(t, s)
+  integral = 0.1 * times + 19.95 * times**2
+  want = np.sqrt(-np.expm1(-(integral[:-1] - integral[1:])))
+  np.testing.assert_allclose(sd, want, rtol=1e-4)
+
+
 def test_centred_density():
   # Two particles in the plane: (x_1 - x_2) / sqrt(2) has the two dimensions.
   reference = references.brownian(scale=1.3, centred=True)
@@ -221,6 +232,15 @@ def test_langevin_start_has_exact_weights():
   assert np.mean(np.abs(x) < 0.3) < 0.8 * near
 
 
+def test_langevin_cuts_what_would_overflow():
+  reference = references.brownian()
+  steep = sde.langevin(lambda x: -1e25 * jnp.sum(x**2), reference)
+  x, t = jnp.ones((1, 2)), jnp.array([0.5])
+  force = steep(None, x, t) / (0.25 * 0.5**0.5) - x
+  np.testing.assert_allclose(jnp.linalg.norm(force), 100.0, rtol=1e-5)
+  assert (force < 0).all()
+
+
 def test_warnings():
   with pytest.warns(UserWarning, match="correlation of 0.359"):
     references.vp(gaussian.vp(0.1, 4.0))
@@ -268,14 +288,25 @@ def test_bad_arguments():
     )
   with pytest.raises(ValueError, match="scale must be positive"):
     references.brownian(scale=-1.0)
-  with pytest.raises(ValueError, match=r"spread must have shape \[2\]"):
-    sde.rollout(
-      None,
+  for spread, message in (
+    (jnp.ones(3), r"spread must have shape \[2\]"),
+    (jnp.array([1.0, 0.0]), "spread must be positive"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      sde.rollout(
+        None,
+        jax.random.key(0),
+        residual_fn=lambda p, x, t: x,
+        reference=references.brownian(),
+        num_samples=2,
+        shape=(3,),
+        num_steps=2,
+        spread=spread,
+      )
+  with pytest.raises(ValueError, match="times must end at 0"):
+    sde.reference_path(
       jax.random.key(0),
-      residual_fn=lambda p, x, t: x,
+      jnp.zeros((2, 3)),
       reference=references.brownian(),
-      num_samples=2,
-      shape=(3,),
-      num_steps=2,
-      spread=jnp.ones(3),
+      times=[1.0, 0.1],
     )
