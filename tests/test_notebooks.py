@@ -9,6 +9,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+# Of these the smoke runs that they show are tests of their own as well.
+LONG = ("collapse", "masked_lm_rewards", "memorization", "olla_constraints")
 ESTIMATE = re.compile(r"([-+]?[\d.]+) \+- ([\d.]+), exact ([-+]?[\d.]+)")
 
 
@@ -40,7 +42,17 @@ def test_there_are_notebooks():
 @pytest.mark.parametrize(
   "folder", [".", pytest.param("notebooks", marks=pytest.mark.thorough)]
 )
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+  "path",
+  [
+    pytest.param(
+      path,
+      id=path.stem,
+      marks=pytest.mark.thorough if path.stem in LONG else (),
+    )
+    for path in NOTEBOOKS
+  ],
+)
 def test_it_runs_and_ends_near_the_exact_answer(
   path, folder, tmp_path, monkeypatch
 ):

@@ -177,6 +177,7 @@ def test_what_the_windows_admit(target, chart):
     assert log_prob(mirrored) < at - 50
 
 
+@pytest.mark.thorough
 def test_the_law_is_that_of_molecular_dynamics(mm, system, chart, target):
   # 200 ps of OpenMM's Langevin dynamics, in Cartesian coordinates: the score of
   # a stiff coordinate must average to zero, and does not without the Jacobian.
