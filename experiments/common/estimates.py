@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments.common import metrics
 from jdiff.core import weights
+from jdiff.core.types import Target
 
 Entry = dict[str, float | None]
 
@@ -23,6 +24,14 @@ def entry(value, se=None, exact=None) -> Entry:
     "se": None if se is None else float(se),
     "exact": float(exact) if known else None,
   }
+
+
+def known(target: Target) -> dict[str, Any]:
+  """All that a target knows of itself exactly, `log_z` included."""
+  exact = {} if target.exact is None else dict(target.exact())
+  if target.log_z is not None:
+    exact.setdefault("log_z", target.log_z)
+  return exact
 
 
 def of_weights(log_w, exact: Mapping[str, Any]) -> dict[str, Entry]:

@@ -54,7 +54,7 @@ class Evaluator:
       for i in range(self.num_chunks)
     ]
     log_w = jnp.asarray(np.concatenate([c[0] for c in chunks]))
-    exact = self._exact()
+    exact = estimates.known(self.target)
     metrics = estimates.of_weights(log_w, exact)
     observed = {
       name: np.concatenate([c[1][name] for c in chunks])
@@ -91,7 +91,7 @@ class Evaluator:
         log_w, jnp.asarray(observed["correlation"])
       )
       curves["reweighted estimate"] = (mean, se)
-    exact = self._exact()
+    exact = estimates.known(self.target)
     if exact.get("correlation") is not None:
       curves["exact"] = (np.asarray(exact["correlation"]), None)
     if self.target.sample is not None:
@@ -121,9 +121,3 @@ class Evaluator:
     if self._reference is None:
       self._reference = self.target.sample(key, self.config.num_reference)
     return self._reference
-
-  def _exact(self):
-    exact = {} if self.target.exact is None else dict(self.target.exact())
-    if self.target.log_z is not None:
-      exact.setdefault("log_z", self.target.log_z)
-    return exact

@@ -50,27 +50,21 @@ def _cpu():
   config.net.hidden = (256, 256)
   config.buffer.num_samples = 4096
   config.num_eval = 8192
-  defaults.stages(config, num_stages=30, inner_steps=150)
+  defaults.stages(config, num_stages=60, inner_steps=150)
   return config
 
 
 def _paper():
   config = _base()
-  config.reference.num_steps = 200
+  defaults.large(config, num_stages=200)
   config.net.hidden = (1024, 1024, 1024)
-  config.buffer.num_samples = 10_000
-  config.batch_size = 2000
-  config.learning_rate = 1e-4
-  config.ema_decay = 0.999
-  config.stages.max_kl = 1.0
-  defaults.stages(config, num_stages=200, inner_steps=500)
+  config.num_sinkhorn = 0
   return config
 
 
 def _pod():
   config = _paper()
-  config.buffer.num_samples = 131072
-  config.batch_size = 16384
+  defaults.large_pod(config)
   return config
 
 

@@ -10,54 +10,36 @@ import numpy as np
 from experiments.common import metrics
 from jdiff.core.types import Target
 
+NUM_CHAINS = 64
+NUM_WARMUP = 1000
+NUM_LEAPFROG = 24
+THIN = 10
 
-def sample(
-  target: Target,
-  key: jax.Array,
-  num_samples: int,
-  *,
-  num_chains: int = 64,
-  num_warmup: int = 1000,
-  num_leapfrog: int = 24,
-  thin: int = 10,
-  scale: float = 1.0,
-) -> np.ndarray:
+
+def sample(target: Target, key: jax.Array, num_samples: int) -> np.ndarray:
   """Draws `[num_samples, ...]` by Hamiltonian Monte Carlo (blackjax).
 
-  Chains start at `N(0, scale^2)`, adapt their step and their diagonal mass
-  over the warm-up, and are then thinned; draws are in the order of time, so
-  that the two halves of an answer are far apart.
+  Chains start at `N(0, 1)`, adapt their step and their diagonal mass over the
+  warm-up, and are then thinned; draws are in the order of time, so that the two
+  halves of an answer are far apart.
 
   Args:
     target: A continuous target. The centre of mass of particles moves freely
       while they are sampled, which does not touch the rest, and is taken away.
     key: PRNG key; consumed.
     num_samples: Draws wanted.
-    num_chains: Chains, run side by side.
-    num_warmup: Iterations that adapt, thrown away.
-    num_leapfrog: Leapfrog steps an iteration.
-    thin: Iterations from one draw of a chain to the next.
-    scale: Spread of the starts.
 
   Warns:
     UserWarning: If the chains' log-densities have an R-hat above 1.05.
   """
   draws, log_prob = _run(
-    target.log_prob,
-    key,
-    target.shape,
-    num_chains,
-    num_warmup,
-    num_leapfrog,
-    thin,
-    -(-num_samples // num_chains),
-    scale,
+    target.log_prob, key, target.shape, -(-num_samples // NUM_CHAINS)
   )
   mixed = float(metrics.r_hat(np.asarray(log_prob).T))
   if not mixed < 1.05:
     warnings.warn(
       f"reference chains have not mixed: R-hat of the log-density is "
-      f"{mixed:.3f}. Pass more warm-up or a larger thin.",
+      f"{mixed:.3f}. They are longer with a larger NUM_WARMUP or THIN.",
       stacklevel=2,
     )
   draws = np.asarray(draws).reshape(-1, *target.shape)[:num_samples]
@@ -66,33 +48,31 @@ def sample(
   return draws
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2, 3, 4, 5, 6, 7))
-def _run(
-  log_prob, key, shape, num_chains, num_warmup, num_leapfrog, thin, num, scale
-):
+@functools.partial(jax.jit, static_argnums=(0, 2, 3))
+def _run(log_prob, key, shape, num):
   # A second and a half to import, needed here alone.
   import blackjax
 
-  keys = jax.random.split(key, num_chains)
+  keys = jax.random.split(key, NUM_CHAINS)
 
   def flat(x):
     return log_prob(x.reshape(shape))
 
   adaptation = blackjax.window_adaptation(
-    blackjax.hmc, flat, num_integration_steps=num_leapfrog
+    blackjax.hmc, flat, num_integration_steps=NUM_LEAPFROG
   )
 
   def chain(key):
     key_start, key_warm, key_run = jax.random.split(key, 3)
-    start = scale * jax.random.normal(key_start, (int(np.prod(shape)),))
-    (state, parameters), _ = adaptation.run(key_warm, start, num_warmup)
+    start = jax.random.normal(key_start, (int(np.prod(shape)),))
+    (state, parameters), _ = adaptation.run(key_warm, start, NUM_WARMUP)
     step = blackjax.hmc(flat, **parameters).step
 
     def one(state, key):
       def inner(state, key):
         return step(key, state)[0], None
 
-      state, _ = jax.lax.scan(inner, state, jax.random.split(key, thin))
+      state, _ = jax.lax.scan(inner, state, jax.random.split(key, THIN))
       return state, (state.position, state.logdensity)
 
     _, (x, value) = jax.lax.scan(one, state, jax.random.split(key_run, num))

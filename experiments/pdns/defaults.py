@@ -99,14 +99,41 @@ def gaussian(name: str) -> ml_collections.ConfigDict:
   return config
 
 
-def plain(config) -> None:
-  """The baseline: weights to the target at once, at the same budget."""
-  config.stages.rule = "plain"
+def paper(config) -> None:
+  """The paper's training of a masked process: a ViT, WDCE, a KL of a half."""
+  mdns_defaults.vit(config)
+  config.buffer.num_samples, config.buffer.num_chunks = 4096, 16
+  config.num_masks = 8
+  config.stages.max_kl = 0.5
+  stages(config, num_stages=25, inner_steps=4000)
 
 
-def annealed(config) -> None:
-  """The baseline: the stages' share rises linearly, whatever the weights."""
-  config.stages.rule = "annealed"
+def pod(config) -> None:
+  """`paper` for a slice."""
+  config.batch_size = 1024
+  config.buffer.num_samples, config.buffer.num_chunks = 65536, 64
+  config.learning_rate = 4e-4
+  config.net.remat = True
+
+
+def large(config, *, num_stages: int = 100, inner_steps: int = 500) -> None:
+  """The paper's sizes of a Gaussian process on vectors."""
+  config.reference.num_steps = 200
+  config.net.hidden = (512, 512, 512)
+  config.buffer.num_samples = 10_000
+  config.batch_size = 2000
+  config.learning_rate = 1e-4
+  config.ema_decay = 0.999
+  config.stages.max_kl = 1.0
+  config.stages.max_ratio = 100.0
+  config.num_sinkhorn = 1000
+  stages(config, num_stages=num_stages, inner_steps=inner_steps)
+
+
+def large_pod(config) -> None:
+  """`large` for a slice."""
+  config.buffer.num_samples = 131072
+  config.batch_size = 16384
 
 
 def _add_stages(config, *, rule: str, min_fraction: float) -> None:

@@ -55,28 +55,14 @@ def _funnel():
   return config
 
 
-def _large(config, *, scale: float):
-  """The paper's sizes."""
-  config.reference.scale = scale
-  config.reference.num_steps = 200
-  config.net.hidden = (512, 512, 512)
-  config.buffer.num_samples = 10_000
-  config.batch_size = 2000
-  config.learning_rate = 1e-4
-  config.ema_decay = 0.999
-  config.stages.max_kl = 1.0
-  config.stages.max_ratio = 100.0
-  config.num_sinkhorn = 1000
-  defaults.stages(config, num_stages=100, inner_steps=1000)
-  return config
-
-
 def _paper():
   config = defaults.gaussian("gmm40")
   config.target.dim = 50
   config.target.box = 40.0
   config.target.target_seed = 0
-  return _large(config, scale=30.0)
+  config.reference.scale = 30.0
+  defaults.large(config, inner_steps=1000)
+  return config
 
 
 def _student():
@@ -86,13 +72,14 @@ def _student():
   config.target.num_modes = 10
   config.target.degrees = 2.0
   config.target.target_seed = 0
-  return _large(config, scale=15.0)
+  config.reference.scale = 15.0
+  defaults.large(config, inner_steps=1000)
+  return config
 
 
 def _pod():
   config = _paper()
-  config.buffer.num_samples = 131072
-  config.batch_size = 16384
+  defaults.large_pod(config)
   return config
 
 

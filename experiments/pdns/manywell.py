@@ -53,35 +53,25 @@ def _cpu(rule: str = "relative"):
   return config
 
 
-def _large(config):
-  config.reference.num_steps = 200
-  config.net.hidden = (512, 512, 512)
-  config.buffer.num_samples = 10_000
-  config.batch_size = 2000
-  config.learning_rate = 1e-4
-  config.ema_decay = 0.999
-  config.stages.max_kl = 1.0
-  config.stages.max_ratio = 100.0
-  config.num_eval, config.num_sinkhorn = 65536, 1000
-  defaults.stages(config, num_stages=100, inner_steps=500)
-  return config
-
-
 def _paper():
-  return _large(_wells(5, 5))
+  config = _wells(5, 5)
+  config.num_eval = 65536
+  defaults.large(config)
+  return config
 
 
 def _pairs():
   config = defaults.gaussian("many_well_pairs")
   config.target.dim = 32
   config.reference.scale = 2.0
-  return _large(config)
+  config.num_eval = 65536
+  defaults.large(config)
+  return config
 
 
 def _pod():
   config = _pairs()
-  config.buffer.num_samples = 131072
-  config.batch_size = 16384
+  defaults.large_pod(config)
   return config
 
 

@@ -18,7 +18,6 @@ largest of them.
 import functools
 
 from experiments.common import config as config_lib
-from experiments.mdns import defaults as mdns_defaults
 from experiments.pdns import defaults, ising
 
 
@@ -62,20 +61,13 @@ def _cpu_large():
 
 def _paper(num_nodes: int):
   config = _base("regular", num_nodes, 3.0)
-  mdns_defaults.vit(config)
-  config.buffer.num_samples, config.buffer.num_chunks = 4096, 16
-  config.num_masks = 8
-  config.stages.max_kl = 0.5
-  defaults.stages(config, num_stages=25, inner_steps=4000)
+  defaults.paper(config)
   return config
 
 
 def _pod():
   config = _paper(1024)
-  config.batch_size = 1024
-  config.buffer.num_samples, config.buffer.num_chunks = 65536, 64
-  config.learning_rate = 4e-4
-  config.net.remat = True
+  defaults.pod(config)
   return config
 
 

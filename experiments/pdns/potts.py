@@ -17,7 +17,6 @@ import functools
 import math
 
 from experiments.common import config as config_lib
-from experiments.mdns import defaults as mdns_defaults
 from experiments.pdns import defaults, ising
 
 CRITICAL_BETA = math.log(3)
@@ -60,21 +59,14 @@ def _chain(rule: str, beta: float = 1.3):
 
 def _paper(beta: float):
   config = _base(16, beta)
-  mdns_defaults.vit(config)
+  defaults.paper(config)
   config.net.width, config.net.num_layers = 128, 4
-  config.buffer.num_samples, config.buffer.num_chunks = 4096, 16
-  config.num_masks = 8
-  config.stages.max_kl = 0.5
-  defaults.stages(config, num_stages=25, inner_steps=4000)
   return config
 
 
 def _pod():
   config = _paper(1.3)
-  config.batch_size = 1024
-  config.buffer.num_samples, config.buffer.num_chunks = 65536, 64
-  config.learning_rate = 4e-4
-  config.net.remat = True
+  defaults.pod(config)
   return config
 
 

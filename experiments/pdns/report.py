@@ -37,9 +37,14 @@ class Evaluator:
   def evaluate(self, params, key, *, final: bool):
     """Estimates by self-normalised weights, each beside its exact value."""
     samples, log_w, observed = self._draw(params, key, self.num_chunks)
-    exact = self._exact()
+    exact = estimates.known(self.target)
     metrics = estimates.of_weights(log_w, exact)
     metrics |= estimates.of_observables(log_w, observed, exact)
+    if "cut" in observed:
+      # The largest that was drawn, beside the largest that there is.
+      metrics["best_cut"] = estimates.entry(
+        observed["cut"].max(), None, exact.get("max_cut")
+      )
     metrics["remaining"] = estimates.entry(1 - params["scale"], None, 0.0)
     if not final:
       return {k: v for k, v in metrics.items() if not k.endswith("_raw")}
@@ -73,10 +78,12 @@ class Evaluator:
     figures.stages(
       directory / "stages.png",
       history,
-      log_z=self._exact().get("log_z"),
+      log_z=estimates.known(self.target).get("log_z"),
       log_z_at=self.process.log_z_at,
     )
-    figures.modes(directory / "modes.png", log_w, observed, self._exact())
+    figures.modes(
+      directory / "modes.png", log_w, observed, estimates.known(self.target)
+    )
     reference = self._reference(key)
     figures.draws(
       directory / "samples.png",
@@ -168,9 +175,3 @@ class Evaluator:
         return None
       self._found = draws[:num], draws[num:]
     return self._found
-
-  def _exact(self):
-    exact = {} if self.target.exact is None else dict(self.target.exact())
-    if self.target.log_z is not None:
-      exact.setdefault("log_z", self.target.log_z)
-    return exact

@@ -47,13 +47,18 @@ class Batch(NamedTuple):
   log_policy: jax.Array | None = None
 
 
-def log_weights(rollout: Rollout, target: Target) -> jax.Array:
-  """`W [N]`: `log_ratio + log_prob + L log V`, with `E[exp(W)] = Z`."""
+def reward_fn(target: Target) -> Callable[[jax.Array], jax.Array]:
+  """`x -> log_prob + L log V`: log target over the reference, times `Z`."""
   length, num_tokens = target.discrete()
-  log_prob = jax.vmap(target.log_prob)(rollout.samples)
+  base = length * jnp.log(float(num_tokens))
+  return lambda x: target.log_prob(x) + base
+
+
+def log_weights(rollout: Rollout, target: Target) -> jax.Array:
+  """`W [N]`: `log_ratio` and the reward, with `E[exp(W)] = Z`."""
   if rollout.log_ratio is None:
     raise ValueError("the rollout has no exact log_ratio, got None.")
-  return rollout.log_ratio + log_prob + length * jnp.log(float(num_tokens))
+  return rollout.log_ratio + jax.vmap(reward_fn(target))(rollout.samples)
 
 
 def rerf(log_weights, path_weights, axis_name=None) -> jax.Array:

@@ -86,7 +86,6 @@ class Sampler(NamedTuple):
     collect: `(params, key, num_samples) -> Buffer`; no gradient.
     loss: `(params, key, samples [B, ...], log_weights [B]) -> (per_example
       [B], info)`.
-    rollout: `(params, key, num_samples) -> Rollout`.
     reward: `x -> ` reward of one sample; `-inf` where the density is zero.
     eubo: `(params, key, samples [N, ...]) -> [N]` log-weights of paths of the
       best process that end in samples of the target; their mean is at least
@@ -95,7 +94,6 @@ class Sampler(NamedTuple):
 
   collect: Callable[..., Buffer]
   loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
-  rollout: Callable[..., Rollout]
   reward: Callable[[jax.Array], jax.Array]
   eubo: Callable[..., jax.Array]
 
@@ -138,9 +136,9 @@ def anchored(
   Args:
     min_fraction: The ESS that a stage's weights keep, as a share in `(0, 1)`.
     max_kl: The KL from the policy to the stage's law instead, in nats.
-    confirm: Let `lam` fall only as far as the buffer before allowed too, from
-      the second buffer on. A single lucky one can claim that all is done. A
-      policy that fits every stage at once falls at every second one.
+    confirm: Let `lam` fall only as far as two buffers in a row allow: a single
+      lucky one can claim that all is done. A policy that fits every stage at
+      once then falls at every second one.
   """
   _check_criterion(min_fraction, max_kl)
 
@@ -254,8 +252,8 @@ def masked(
     causal: See `ctmc.path_log_prob`.
     axis_name: Mesh axis of sharded batches, inside `shard_map`.
   """
-  length, num_tokens = target.discrete()
-  base = length * jnp.log(float(num_tokens))
+  length, _ = target.discrete()
+  reward = mdns.reward_fn(target)
 
   def rollout(params, key, num_samples):
     return reveal.rollout(
@@ -268,9 +266,6 @@ def masked(
       num_steps=num_steps,
       order=order,
     )
-
-  def reward(x):
-    return target.log_prob(x) + base
 
   def loss(params, key, samples, log_weights):
     return wdce.wdce(
@@ -297,7 +292,7 @@ def masked(
       causal=causal,
     )
 
-  return Sampler(_collector(rollout, reward), loss, rollout, reward, eubo)
+  return Sampler(_collector(rollout, reward), loss, reward, eubo)
 
 
 def gaussian(
@@ -381,7 +376,7 @@ def gaussian(
     )
     return log_ratio + jax.vmap(reward)(samples)
 
-  return Sampler(_collector(rollout, reward), loss, rollout, reward, eubo)
+  return Sampler(_collector(rollout, reward), loss, reward, eubo)
 
 
 def weigh(rollout: Rollout, reward: Callable[[jax.Array], jax.Array]) -> Buffer:
@@ -432,10 +427,9 @@ def summary(
     "stage_ess_fraction": weights.ess_fraction(log_w, axis_name),
     "stage_log_z": weights.log_z(stage, axis_name),
     "stage_log_z_se": weights.log_z_se(stage, axis_name),
-    "log_z": weights.log_z(total, axis_name),
+    **mdns.summary(total, axis_name),
     "elbo": weights.elbo(jnp.where(finite, total, 0), axis_name)
     / weights.elbo(finite.astype(total.dtype), axis_name),
-    "ess_fraction": weights.ess_fraction(total, axis_name),
     "invalid": 1 - weights.elbo(finite.astype(total.dtype), axis_name),
   }
 

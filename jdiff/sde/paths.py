@@ -40,7 +40,7 @@ from jdiff.core import keys as keys_lib
 from jdiff.core.types import Params, Rollout, ScoreFn
 from jdiff.schedules import grids
 from jdiff.sde import interpolants
-from jdiff.sde.references import Reference
+from jdiff.sde.references import Reference, widen
 
 
 class Bridge(NamedTuple):
@@ -168,7 +168,7 @@ def path_log_ratio(
       f"{list(path.shape)}."
     )
   reference.check_shape(path.shape[2:])
-  path = jax.lax.stop_gradient(_widen(path))
+  path = jax.lax.stop_gradient(widen(path))
   if times is None:
     times = grids.as_grid(path.shape[0] - 1)
   times = grids.as_grid(times=times)
@@ -216,7 +216,7 @@ def reference_path(
     num_steps: Steps `K` of the uniform grid from 1 to 0.
     times: `[K + 1]` decreasing times instead, ending at 0.
   """
-  data = _widen(jnp.asarray(data))
+  data = widen(jnp.asarray(data))
   reference.check_shape(data.shape[1:])
   times = grids.as_grid(num_steps, times)
   check_ends_at_data(times)
@@ -264,7 +264,7 @@ def bridge(
     ValueError: If shapes do not fit.
     TypeError: If the key is not a typed PRNG key.
   """
-  data = _widen(jnp.asarray(data))
+  data = widen(jnp.asarray(data))
   reference.check_shape(data.shape[1:])
   checks.check_shape("t", t, data.shape[:1])
   keys = keys_lib.per_example(key, data.shape[0])
@@ -280,7 +280,7 @@ def bridge(
 
   if noise is None:
     noise = expand(reference.std(one)) * normal(1)
-  noise = _widen(jnp.asarray(noise))
+  noise = widen(jnp.asarray(noise))
   checks.check_shape("noise", noise, data.shape)
   # x_t given the noise end, then conditioned on the data end.
   c, sd = reference.kernel(one, t)
@@ -411,7 +411,3 @@ def _normal(keys, shape, dtype, reference):
 
 def _inner(a, b):
   return jnp.sum(a * b, axis=tuple(range(1, a.ndim)))
-
-
-def _widen(x):
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -56,7 +56,7 @@ class Reference(NamedTuple):
 
   def log_prob(self, x: jax.Array) -> jax.Array:
     """Normalised log-density of one sample `x` at the data end, in nats."""
-    x = _widen(jnp.asarray(x))
+    x = widen(jnp.asarray(x))
     std = self.std(jnp.zeros((), x.dtype))
     square = jnp.sum((self.project(x) / std) ** 2)
     return -0.5 * square - self.size(x.shape) * (
@@ -207,5 +207,6 @@ def _check_variance_preserving(schedule):
     )
 
 
-def _widen(x):
+def widen(x: jax.Array) -> jax.Array:
+  """`x` in float32 at least."""
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -222,6 +222,7 @@ def test_graph(tmp_path):
     [r["remaining"] for r in records], [2 / 3, 1 / 3, 0, 0, 0], atol=1e-6
   )
   assert metrics["cut"]["exact"] is not None
+  assert metrics["best_cut"]["value"] <= metrics["best_cut"]["exact"] == 12
 
 
 @pytest.mark.slow

@@ -138,7 +138,7 @@ def test_bad_samplers():
   with pytest.raises(ValueError, match="target must be continuous"):
     controlled(targets.ising(2, beta=0.3))
   rollout = jax.eval_shape(
-    lambda: controlled(narrow()).rollout(
+    lambda: controlled(narrow()).collect(
       {"net": 0.1, "spread": jnp.ones(8)}, jax.random.key(0), 2
     )
   )
