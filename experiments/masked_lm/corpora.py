@@ -1,4 +1,4 @@
-"""What masked language models are trained on: generated tasks and text."""
+"""What masked language models are trained on: tasks, text and sequences."""
 
 import pathlib
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.common import tasks
+from experiments.common import sequence_sets, tasks
 from experiments.common import text as text_lib
 from jdiff.core import checks
 
@@ -36,8 +36,13 @@ class Corpus(NamedTuple):
 
 
 def load(kind: str, **options: Any) -> Corpus:
-  """A corpus by its kind, `"task"` or `"text"`, with that one's options."""
-  known = {"task": _task, "text": text}
+  """A corpus by its kind, with that one's options.
+
+  Args:
+    kind: `"task"`, `"text"` or `"sequences"`.
+    **options: Those of `tasks.load`, of `text`, or of `sequence_sets.load`.
+  """
+  known = {"task": _task, "text": text, "sequences": _sequences}
   if kind not in known:
     raise ValueError(
       f"config.data.kind must be one of {sorted(known)}, got {kind!r}."
@@ -64,6 +69,20 @@ def _task(name: str, **options: Any) -> Corpus:
     task.decode,
     entropy(),
     task,
+  )
+
+
+def _sequences(**options: Any) -> Corpus:
+  """Biological sequences or molecules, of a named set or the user's own."""
+  data = sequence_sets.load(**options)
+  return Corpus(
+    0,
+    data.length,
+    data.alphabet.size,
+    data.batch,
+    data.held_out,
+    lambda tokens: data.alphabet.decode(tokens[None])[0],
+    data.entropy,
   )
 
 

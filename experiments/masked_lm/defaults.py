@@ -8,6 +8,9 @@ from experiments.common import config as config_lib
 def network(config, *, width: int, num_layers: int, num_heads: int) -> None:
   """Adds the network's fields: a transformer with SwiGLU."""
   config.net = ml_collections.ConfigDict()
+  # "transformer"; "mlp", `num_layers` dense layers over the whole canvas; or
+  # "dilated", as many stacks of convolutions.
+  config.net.kind = "transformer"
   config.net.width = width
   config.net.num_layers = num_layers
   config.net.num_heads = num_heads

@@ -18,6 +18,8 @@ from jdiff.core import checks
 
 MASK_LAWS = {"count": ctmc.count_masks, "bernoulli": ctmc.bernoulli_masks}
 
+NETWORKS = ("transformer", "mlp", "dilated")
+
 EVAL_MASKS = 8
 """Masks a sequence in evaluations."""
 
@@ -151,8 +153,24 @@ def build(
 
 
 def make_network(config, corpus: corpora.Corpus) -> nets.Network:
-  """The transformer that `config.net` describes."""
+  """The network that `config.net` describes."""
   net = config.net
+  compute_dtype = jnp.dtype(net.compute_dtype)
+  if net.kind == "mlp":
+    return nets.mlp(
+      corpus.length,
+      corpus.num_tokens,
+      hidden=(net.width,) * net.num_layers,
+      compute_dtype=compute_dtype,
+    )
+  if net.kind == "dilated":
+    return nets.dilated(
+      corpus.length,
+      corpus.num_tokens,
+      width=net.width,
+      num_stacks=net.num_layers,
+      compute_dtype=compute_dtype,
+    )
   return nets.transformer(
     corpus.length,
     corpus.num_tokens,
@@ -164,7 +182,7 @@ def make_network(config, corpus: corpora.Corpus) -> nets.Network:
     mlp_width=net.mlp_width or None,
     grid=tuple(net.grid) or None,
     remat=net.remat,
-    compute_dtype=jnp.dtype(net.compute_dtype),
+    compute_dtype=compute_dtype,
   )
 
 
@@ -172,7 +190,11 @@ def network_options(config, network: nets.Network, corpus: corpora.Corpus):
   """What ELBO estimates are told of the network."""
   options = dict(logits_fn=network.apply, mask_id=corpus.num_tokens)
   if config.net.head_chunk:
-    assert network.hidden is not None and network.head is not None
+    if network.hidden is None or network.head is None:
+      raise ValueError(
+        "config.net.head_chunk must be 0 where the network's head is not apart,"
+        f" got {config.net.head_chunk} with net.kind={config.net.kind!r}."
+      )
     options["token_log_probs"] = elbo.streamed(
       network.hidden,
       network.head,
@@ -190,6 +212,10 @@ def _check(config) -> None:
     group, field = name.split(".")
     checks.check_int(f"config.{name}", config[group][field], 0)
   config_lib.check_range(config, "ema_decay", 0, 1)
+  if config.net.kind not in NETWORKS:
+    raise ValueError(
+      f"config.net.kind must be one of {NETWORKS}, got {config.net.kind!r}."
+    )
   if config.mask_law not in MASK_LAWS:
     raise ValueError(
       f"config.mask_law must be one of {sorted(MASK_LAWS)}, got "

@@ -113,7 +113,7 @@ def build(
     ),
   )
   if base_params is None:
-    base_params = _base(config, corpus)
+    base_params = load_base(config, corpus)
 
   def base():
     return base_params() if callable(base_params) else base_params
@@ -231,7 +231,7 @@ def over_steps(batch, num_steps: int):
   )
 
 
-def _base(config, corpus):
+def load_base(config, corpus: corpora.Corpus) -> Any:
   """The parameters that tuning starts from, as NumPy arrays."""
   base = ml_collections.ConfigDict(config.base.to_dict())
   workdir = base.workdir

@@ -1,5 +1,14 @@
-"""Weights, keys, buffers, order laws and the shared types."""
+"""Weights, keys, buffers, Pareto fronts, order laws and the shared types."""
 
-from jdiff.core import checks, ema, keys, orders, replay, types, weights
+from jdiff.core import checks, ema, keys, orders, pareto, replay, types, weights
 
-__all__ = ["checks", "ema", "keys", "orders", "replay", "types", "weights"]
+__all__ = [
+  "checks",
+  "ema",
+  "keys",
+  "orders",
+  "pareto",
+  "replay",
+  "types",
+  "weights",
+]

@@ -76,21 +76,9 @@ def rollout(
   checks.check_finite("temperature", temperature, positive=True)
   keys = keys_lib.per_example(key, num_samples)
   canvas, num_prompt = prompted_canvas(prompt, num_samples, length, mask_id)
-  num_tokens, dtype = logits_lib.validate(
-    logits_fn, params, length=length, mask_id=mask_id
+  policy, ref, num_tokens, dtype = networks(
+    params, logits_fn, ref_params, ref_logits_fn, length, mask_id
   )
-  if ref_params is not None and ref_logits_fn is None:
-    ref_logits_fn = logits_fn
-  ref = None
-  if ref_logits_fn is not None:
-    _, ref_dtype = logits_lib.validate(
-      ref_logits_fn, ref_params, length=length, mask_id=mask_id
-    )
-    dtype = jnp.promote_types(dtype, ref_dtype)
-    ref = functools.partial(
-      logits_lib.forbid_mask(ref_logits_fn, mask_id), ref_params
-    )
-
   free = range(num_prompt, length)
   if not free:
     raise ValueError(
@@ -102,10 +90,7 @@ def rollout(
     order, free, None if schedule is not None else num_steps
   )
   key_order, key_tokens = split_each(keys)
-  policy = logits_lib.forbid_mask(logits_fn, mask_id)
-  reveal = _Reveal(
-    functools.partial(policy, params), ref, key_tokens, temperature
-  )
+  reveal = Reveal(policy, ref, key_tokens, temperature)
   zeros = jnp.zeros(num_samples, dtype)
   carry = carries.anchor((canvas, zeros, zeros), (params, ref_params, keys))
   if schedule is not None:
@@ -131,7 +116,31 @@ def rollout(
   )
 
 
-class _Reveal:
+def networks(params, logits_fn, ref_params, ref_logits_fn, length, mask_id):
+  """Policy and reference (or None) of their parameters, checked.
+
+  Returns:
+    `(policy, ref, num_tokens, dtype)`: `(tokens, t, sites) -> logits` each, and
+    what `logits.validate` says of both.
+  """
+  num_tokens, dtype = logits_lib.validate(
+    logits_fn, params, length=length, mask_id=mask_id
+  )
+  policy = functools.partial(logits_lib.forbid_mask(logits_fn, mask_id), params)
+  if ref_params is not None and ref_logits_fn is None:
+    ref_logits_fn = logits_fn
+  if ref_logits_fn is None:
+    return policy, None, num_tokens, dtype
+  _, ref_dtype = logits_lib.validate(
+    ref_logits_fn, ref_params, length=length, mask_id=mask_id
+  )
+  ref = functools.partial(
+    logits_lib.forbid_mask(ref_logits_fn, mask_id), ref_params
+  )
+  return policy, ref, num_tokens, jnp.promote_types(dtype, ref_dtype)
+
+
+class Reveal:
   """Draws tokens at given sites and scores them: what every step does."""
 
   def __init__(self, policy, ref, keys, temperature):

@@ -13,6 +13,7 @@ from jdiff.methods import (
   pruning,
   score_matching,
   shortcut,
+  tr2d2,
   wdce,
 )
 
@@ -29,5 +30,6 @@ __all__ = [
   "pruning",
   "score_matching",
   "shortcut",
+  "tr2d2",
   "wdce",
 ]

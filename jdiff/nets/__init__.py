@@ -4,6 +4,7 @@
 """
 
 from jdiff.nets import lora
+from jdiff.nets.dilated import dilated
 from jdiff.nets.dit import compact, dit
 from jdiff.nets.egnn import egnn
 from jdiff.nets.local import local
@@ -15,6 +16,7 @@ from jdiff.nets.velocity import velocity_mlp
 __all__ = [
   "Network",
   "compact",
+  "dilated",
   "dit",
   "egnn",
   "local",

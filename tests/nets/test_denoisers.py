@@ -11,7 +11,7 @@ from jdiff import nets
 from jdiff.nets import blocks, embed
 
 LENGTH, NUM_TOKENS, BATCH = 6, 3, 4
-ALL = pytest.mark.parametrize("name", ["mlp", "sequence", "grid"])
+ALL = pytest.mark.parametrize("name", ["mlp", "dilated", "sequence", "grid"])
 
 
 @functools.cache
@@ -23,6 +23,9 @@ def make(name, **options):
   }
   if name == "mlp":
     network = nets.mlp(LENGTH, NUM_TOKENS, hidden=(16, 12), **options)
+  elif name == "dilated":
+    sizes = dict(width=16, kernel_size=5, dilations=(1, 2), num_stacks=2)
+    network = nets.dilated(LENGTH, NUM_TOKENS, **sizes, **options)
   else:
     if name == "grid":
       options["grid"] = (2, 3)
@@ -108,7 +111,7 @@ def test_the_head_is_paid_for_at_the_sites_alone(name):
   assert flops(None) - flops(np.array([0])) >= saved
 
 
-@pytest.mark.parametrize("name", ["mlp", "grid"])
+@pytest.mark.parametrize("name", ["mlp", "dilated", "grid"])
 def test_vmap_grad_and_remat(name):
   network, params, _ = make(name)
   tokens, t = inputs()
@@ -121,7 +124,7 @@ def test_vmap_grad_and_remat(name):
 
   value, gradient = jax.jit(objective(network.apply))(params, tokens, t)
   # One example at a time, with activations recomputed: the same numbers.
-  again = network if name == "mlp" else make(name, remat=True)[0]
+  again = make(name, remat=True)[0] if name == "grid" else network
   one = objective(again.apply)
   each = jax.vmap(lambda x, s: one(params, x[None], s[None]))
   values, gradients = jax.jit(each)(tokens, t)
@@ -131,7 +134,7 @@ def test_vmap_grad_and_remat(name):
   assert all(jnp.any(g != 0) for g in jax.tree.leaves(gradient))
 
 
-@pytest.mark.parametrize("name", ["mlp", "grid"])
+@pytest.mark.parametrize("name", ["mlp", "dilated", "grid"])
 def test_bfloat16_compute_stays_near_float32(name):
   _, params, apply = make(name)
   network, _, narrow_apply = make(name, compute_dtype=jnp.bfloat16)
@@ -161,7 +164,7 @@ def test_untrained_network_is_uniform_with_a_zero_head(name):
   assert jnp.all(apply(params, *inputs()) == 0)
 
 
-@pytest.mark.parametrize("name", ["mlp", "sequence"])
+@pytest.mark.parametrize("name", ["mlp", "dilated", "sequence"])
 def test_time_enters_only_if_asked_to(name):
   tokens, t = inputs()
   for time_conditioned in (False, True):

@@ -1,0 +1,142 @@
+"""Searches, buffers and checks, from a config's fields."""
+
+import numpy as np
+
+from experiments.common import config as config_lib
+from experiments.tr2d2 import problems
+from jdiff import search
+from jdiff.core import checks
+from jdiff.core import reward as reward_lib
+from jdiff.methods import tr2d2
+from jdiff.search import rules
+
+SCORES = {"uct": search.uct, "puct": search.puct, "tr2d2": search.tr2d2}
+BACKUPS = {
+  "mean": search.MEAN,
+  "count": search.COUNT,
+  "sum": search.SUM,
+  "max": search.MAX,
+}
+PICKS = {
+  "best": rules.best,
+  "softmax": rules.softmax(),
+  "non_dominated": rules.non_dominated,
+}
+WEIGHTINGS = {
+  "path": tr2d2.path,
+  "support": tr2d2.support,
+  "reward": tr2d2.reward,
+  "uniform": tr2d2.uniform,
+}
+ADMISSIONS = ("all", "unique_top", "pareto")
+
+
+def make_search(config, problem: problems.Problem) -> search.Search:
+  """The search that a config's fields describe."""
+  fields = config.search
+  pick = fields.pick
+  if pick == "auto":
+    several = problem.reward.num_objectives > 1
+    pick = "non_dominated" if several else "best"
+  return search.tree_search(
+    problem.network.apply,
+    length=problem.length,
+    mask_id=problem.num_tokens,
+    num_children=fields.num_children,
+    num_expansions=fields.num_expansions,
+    num_objectives=problem.reward.num_objectives,
+    num_steps=config.sampler.num_steps or None,
+    temperature=config.sampler.temperature,
+    score=SCORES[fields.score](fields.exploration),
+    pick=PICKS[pick],
+    backup=BACKUPS[fields.backup],
+    invalid_value=fields.invalid_value,
+  )
+
+
+def score(reward: reward_lib.Reward, proposals: search.Proposal) -> np.ndarray:
+  """`[R, M, K]` rewards on the host, of what is worth asking for alone."""
+  valid = np.asarray(proposals.valid)
+  shape = (*proposals.samples.shape[:-1], reward.num_objectives)
+  rewards = np.full(shape, np.nan, np.float32)
+  if valid.any():
+    rewards[valid] = np.asarray(reward(proposals.samples[valid]))
+  return rewards
+
+
+def scalarise(config, problem: problems.Problem) -> tr2d2.Scalarise:
+  """The one reward of several objectives."""
+  given = tuple(config.objective_weights)
+  if not given:
+    return tr2d2.total
+  if len(given) != problem.reward.num_objectives:
+    raise ValueError(
+      "config.objective_weights must name one weight for each of "
+      f"{', '.join(problem.names)}, got {given}."
+    )
+  return tr2d2.weighted(given)
+
+
+def admission(config, scalarise: tr2d2.Scalarise) -> tr2d2.Admit:
+  """Which rows the buffer keeps."""
+  if config.buffer.admission == "pareto":
+    return tr2d2.pareto_front
+  return tr2d2.unique_top(scalarise)
+
+
+def check(config) -> None:
+  """Raises unless the fields that no other layer checks are in range."""
+  config_lib.check_counts(
+    config,
+    "search.num_roots",
+    "search.num_children",
+    "search.num_expansions",
+    "buffer.capacity",
+    "inner_steps",
+    "batch_size",
+    "num_masks",
+    "num_eval",
+  )
+  for name in ("num_tree_rounds", "num_baseline"):
+    checks.check_int(f"config.{name}", config[name], 0)
+  checks.check_int("config.sampler.num_steps", config.sampler.num_steps, 0)
+  for group, name, known in (
+    ("search", "score", [*SCORES]),
+    ("search", "backup", [*BACKUPS]),
+    ("search", "pick", ["auto", *PICKS]),
+    ("buffer", "weighting", [*WEIGHTINGS]),
+    ("buffer", "admission", [*ADMISSIONS]),
+  ):
+    if config[group][name] not in known:
+      raise ValueError(
+        f"config.{group}.{name} must be one of {known}, got "
+        f"{config[group][name]!r}."
+      )
+  for name in (
+    "ema_decay",
+    "final_rate",
+    "buffer.min_ess_fraction",
+    "rollouts.min_ess_fraction",
+  ):
+    config_lib.check_range(config, name, 0, 1)
+  if config.num_steps % config.search.num_expansions:
+    raise ValueError(
+      "config.num_steps must be whole rounds of config.search.num_expansions="
+      f"{config.search.num_expansions} steps, got {config.num_steps}."
+    )
+  if config.buffer.weighting == "support" and (
+    config.buffer.admission == "all" or config.sampler.num_steps
+  ):
+    raise ValueError(
+      "config.buffer.weighting='support' needs unique rows, and reveals of one "
+      "site a step: pass buffer.admission='unique_top' or 'pareto' and "
+      "sampler.num_steps=0, or another weighting; got "
+      f"admission={config.buffer.admission!r} and "
+      f"num_steps={config.sampler.num_steps}."
+    )
+  checks.check_finite(
+    "config.reward_temperature", config.reward_temperature, positive=True
+  )
+  checks.check_finite(
+    "config.sampler.temperature", config.sampler.temperature, positive=True
+  )
