@@ -3,7 +3,7 @@
   python -m benchmarks.pods [topology [system ...]]   # needs the extra "plan"
 
 Systems: mdns, pdns, alignflow (or one of its sets), solve (the semi-discrete
-dual of ImageNet's latents), masked_lm (or text, gdpo, dmpo).
+dual of ImageNet's latents), masked_lm (or text, gdpo, dmpo), tr2d2.
 
 Prints bytes a chip of one training step, as XLA's memory analysis has them, and
 of the collection before it where there is one. No time is measured, and a step
@@ -50,6 +50,9 @@ from experiments.mdns import ising, potts  # noqa: E402
 from experiments.pdns import gmm, manywell, maxcut, particles  # noqa: E402
 from experiments.pdns import ising as pdns_ising  # noqa: E402
 from experiments.pdns import potts as pdns_potts  # noqa: E402
+from experiments.tr2d2 import dna as tr2d2_dna  # noqa: E402
+from experiments.tr2d2 import experiment as tr2d2  # noqa: E402
+from experiments.tr2d2 import peptides as tr2d2_peptides  # noqa: E402
 from jdiff import ot, training  # noqa: E402
 
 FLOWS = {
@@ -109,6 +112,16 @@ def masked_lm_steps(devices, names=("text", *TUNED)):
     train_step(config, built, devices, built.batches(0))
 
 
+def tr2d2_steps(devices):
+  for module in (tr2d2_dna, tr2d2_peptides):
+    config = module.get_config("pod")
+    corpus = corpora.load(**config.base.data)
+    network = masked_lm.make_network(config.base, corpus)
+    zeros = functools.partial(make_zeros, network.init)
+    built = tr2d2.build(config, base_params=zeros)
+    train_step(config, built, devices)
+
+
 def make_zeros(init):
   abstract = jax.eval_shape(init, jax.eval_shape(jax.random.key, 0))
   return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract)
@@ -138,13 +151,17 @@ def train_step(config, experiment, devices, batch=None):
     )
     batch = on_mesh(batch)
     if program.collect is not None:
-      lowered = program.collect.lower(state, batch)
+      args = () if batch is None else (batch,)
+      lowered = program.collect.lower(state, *args)
       describe(f"{config.name} pod, collection", lowered)
-      _, rollout = jax.eval_shape(program.collect, state, batch)
-      arrays = experiment.host(
-        jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), rollout)
-      )
-      batch = on_mesh((rollout, jax.eval_shape(lambda: arrays)))
+      _, rollout = jax.eval_shape(program.collect, state, *args)
+      arrays = None
+      if experiment.host is not None:
+        arrays = experiment.host(
+          jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), rollout)
+        )
+        arrays = jax.eval_shape(lambda: arrays)
+      batch = on_mesh((rollout, arrays))
     describe(f"{config.name} pod", program.step.lower(state, batch))
 
 
@@ -200,7 +217,9 @@ SYSTEMS = {
   "alignflow": alignflow_steps,
   "solve": solve,
   "masked_lm": masked_lm_steps,
+  "tr2d2": tr2d2_steps,
 }
+EVERYTHING = tuple(SYSTEMS)
 SYSTEMS |= {
   name: functools.partial(alignflow_steps, names=(name,)) for name in FLOWS
 }
@@ -215,7 +234,7 @@ def main(topology, names):
     platform="tpu", topology_name=topology
   ).devices
   print(f"{len(devices)} chips of {topology}")
-  for name in names or ("mdns", "pdns", "alignflow", "solve", "masked_lm"):
+  for name in names or EVERYTHING:
     SYSTEMS[name](devices)
 
 

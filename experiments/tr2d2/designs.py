@@ -15,8 +15,10 @@ from experiments.tr2d2 import oracles, problems
 from jdiff.core import reward as reward_lib
 
 
-def make(config, reward: Any = None) -> problems.Problem:
-  """The problem of `config.problem.kind`, or of the given reward.
+def make(
+  config, reward: Any = None, base_params: Any = None
+) -> problems.Problem:
+  """The problem of `config.problem.kind`; arguments as in `problems.make`.
 
   Raises:
     ValueError: If a field is unknown, or a problem of the user's own lacks a
@@ -47,7 +49,9 @@ def make(config, reward: Any = None) -> problems.Problem:
   if not data.alphabet.padded and len(set(data.alphabet.symbols)) <= 20:
     parts = {"letters": data.alphabet.symbols, **parts}
   corpus = corpora.load(**config.base.data)
-  return problems.from_corpus(config, corpus, carrier, names=names, **parts)
+  return problems.from_corpus(
+    config, corpus, carrier, base_params, names=names, **parts
+  )
 
 
 def _given(config, data, reward):

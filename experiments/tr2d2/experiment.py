@@ -50,6 +50,7 @@ class Stage(NamedTuple):
 def build(
   config: ml_collections.ConfigDict,
   reward: Callable | reward_lib.Reward | None = None,
+  base_params: Any = None,
   problem: problems.Problem | None = None,
 ) -> training.Experiment:
   """Joins policy, search, reward and fit into one experiment.
@@ -59,14 +60,17 @@ def build(
     reward: In place of the config's: a function of a list of decoded sequences
       that answers a number for each, NaN for invalid ones, or a carrier of
       `core.reward`.
-    problem: In place of what the config describes.
+    base_params: Parameters to start from and to stay near, or a function that
+      makes them; by default those that `config.base` describes are loaded, or
+      trained here.
+    problem: In place of all that the config describes.
 
   Raises:
     ValueError: If a field's value is unknown or does not fit the others.
   """
   parts.check(config)
   if problem is None:
-    problem = problems.make(config, reward)
+    problem = problems.make(config, reward, base_params)
   shared = dict(
     logits_fn=problem.network.apply,
     length=problem.length,

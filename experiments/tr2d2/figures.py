@@ -37,7 +37,7 @@ def histograms(path, rewards, names, exact=None):
       axis.axvline(exact[name], color="k", ls="--", lw=0.8, label="exact mean")
     axis.set_xlabel(name)
   axes[0][0].set_ylabel("density")
-  axes[0][0].legend()
+  _legend(axes[0][0])
   plots.save(figure, path)
 
 
@@ -62,7 +62,7 @@ def fronts(path, rewards, names):
     axis.plot(*shown.T, ".", ms=1.5, alpha=0.25, color=line.get_color())
   axis.set_xlabel(names[0])
   axis.set_ylabel(names[1])
-  axis.legend()
+  _legend(axis)
   plots.save(figure, path)
 
 
@@ -124,6 +124,12 @@ def best_by_calls(path, history, found, names):
     axis.set_xscale("log")
   axes[0][0].legend()
   plots.save(figure, path)
+
+
+def _legend(axis):
+  # Nothing may have been valid.
+  if axis.get_legend_handles_labels()[1]:
+    axis.legend()
 
 
 def _valid(values):

@@ -45,7 +45,8 @@ def _cpu(**fields):
   config.learning_rate = 5e-4
   defaults.rounds(config, 16, num_tree=4)
   config.num_eval = 1024
-  config.num_baseline = 16 * 512
+  # What fine-tuning and one pass of its samples ask for together.
+  config.num_baseline = 16 * 512 + config.num_eval
   config.update_from_flattened_dict(fields)
   return config
 

@@ -54,13 +54,15 @@ class Problem(NamedTuple):
     return jax.tree.map(jnp.asarray, base)
 
 
-def make(config, reward: Any = None) -> Problem:
+def make(config, reward: Any = None, base_params: Any = None) -> Problem:
   """The problem that `config.problem` names, or one with the given reward.
 
   Args:
     config: A config of this folder.
     reward: A function of decoded sequences, or a carrier; None takes the
       config's.
+    base_params: Parameters of the base, or a function that makes them; None
+      loads or trains those that `config.base` describes.
   """
   kind = config.problem.kind
   if kind in TABLES:
@@ -68,13 +70,16 @@ def make(config, reward: Any = None) -> Problem:
       raise ValueError(
         f"problem {kind!r} has a reward of its own; pass problem= instead."
       )
-    return _table(config, *TABLES[kind]())
+    problem = _table(config, *TABLES[kind]())
+    return (
+      problem if base_params is None else problem._replace(base=base_params)
+    )
   # Readers and oracles need the packages of an extra.
   from experiments.tr2d2 import designs
 
   if reward is None and config.problem.function:
     reward = imported(config.problem.function)
-  return designs.make(config, reward)
+  return designs.make(config, reward, base_params)
 
 
 def imported(name: str) -> Callable:
@@ -90,14 +95,20 @@ def imported(name: str) -> Callable:
 
 
 def from_corpus(
-  config, corpus: corpora.Corpus, reward: reward_lib.Reward, **parts: Any
+  config,
+  corpus: corpora.Corpus,
+  reward: reward_lib.Reward,
+  base_params: Any = None,
+  **parts: Any,
 ) -> Problem:
-  """A problem whose base is trained, or loaded, as `config.base` says."""
+  """A problem whose base is given, or trained or loaded by `config.base`."""
+  if base_params is None:
+    base_params = tuning.load_base(config, corpus)
   return Problem(
     length=corpus.length,
     num_tokens=corpus.num_tokens,
     network=base_lib.make_network(config.base, corpus),
-    base=tuning.load_base(config, corpus),
+    base=base_params,
     reward=reward,
     decode=lambda tokens: [corpus.decode(row) for row in tokens],
     **parts,

@@ -37,7 +37,8 @@ def _cpu():
   config.learning_rate = 3e-4
   defaults.rounds(config, 12, num_tree=3)
   config.num_eval = 512
-  config.num_baseline = 12 * 512
+  # What fine-tuning and one pass of its samples ask for together.
+  config.num_baseline = 12 * 512 + config.num_eval
   return config
 
 

@@ -66,7 +66,8 @@ VARIANTS = {
       "problem.objectives": ("matches", "au_content"),
       "buffer.admission": "pareto",
       "buffer.weighting": "uniform",
-      "num_baseline": 16384,
+      "num_eval": 4096,
+      "num_baseline": 12 * 1024 + 4096,
     },
   ),
 }

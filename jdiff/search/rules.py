@@ -13,6 +13,10 @@ import jax.numpy as jnp
 from jdiff.core import checks, pareto
 
 
+TIE = 1e-6
+"""Scores that differ by less are equal; values lie in [0, 1]."""
+
+
 class Children(NamedTuple):
   """What a score sees of the `M` children of a node.
 
@@ -101,7 +105,8 @@ def tr2d2(exploration: float = 0.1) -> Score:
 def best(key: jax.Array, score: jax.Array, is_open: jax.Array) -> jax.Array:
   """The largest mean over objectives; ties at random."""
   mean = jnp.where(is_open, score.mean(axis=1), -jnp.inf)
-  return _uniform(key, (mean == mean.max()) & is_open)
+  # Equal values must be ties on every machine, whatever their last bits.
+  return _uniform(key, (mean >= mean.max() - TIE) & is_open)
 
 
 def softmax(temperature: float = 1.0, top: int | None = None) -> Pick:
