@@ -74,7 +74,11 @@ def _task(name: str, **options: Any) -> Corpus:
 
 def _sequences(**options: Any) -> Corpus:
   """Biological sequences or molecules, of a named set or the user's own."""
-  data = sequence_sets.load(**options)
+  return of(sequence_sets.load(**options))
+
+
+def of(data: sequence_sets.SequenceSet) -> Corpus:
+  """The corpus of a set of sequences that is loaded already."""
   return Corpus(
     0,
     data.length,

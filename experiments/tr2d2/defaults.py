@@ -35,8 +35,11 @@ def tuning(name: str, data: dict) -> ml_collections.ConfigDict:
   config.problem.function = ""
 
   config.reward_temperature = 1.0
-  # One weight an objective; empty is the plain sum.
+  # One weight an objective; empty is all ones. The policy is tilted by their
+  # weighted sum, or where ideal values are named, minus the largest weighted
+  # shortfall from those (Chebyshev).
   config.objective_weights = ()
+  config.objective_ideal = ()
 
   # Rewards asked for in a round: roots times children times expansions.
   config.search = ml_collections.ConfigDict()
@@ -47,9 +50,8 @@ def tuning(name: str, data: dict) -> ml_collections.ConfigDict:
   config.search.exploration = 0.1
   config.search.backup = "mean"
   # "best", "softmax", "non_dominated"; "auto" is the last with several
-  # objectives and else the first.
+  # objectives and else the first. Searches weigh all objectives alike.
   config.search.pick = "auto"
-  config.search.invalid_value = 0.0
   # Rounds that search; those that follow roll out. 0 leaves the search out.
   config.num_tree_rounds = 2
 

@@ -1,5 +1,6 @@
 """Problems on real data: splice sites, binding sites, peptides, molecules."""
 
+import importlib.util
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ from experiments.common import metrics as metrics_lib
 from experiments.common import sequence_sets
 from experiments.common import sequences as sequences_lib
 from experiments.masked_lm import corpora
-from experiments.tr2d2 import oracles, problems
+from experiments.tr2d2 import oracles, parts, problems
 from jdiff.core import reward as reward_lib
 
 
@@ -38,19 +39,28 @@ def make(
       f"{config.base.data.kind!r}."
     )
   data = sequence_sets.load(**options)
-  carrier, names, parts = KINDS[kind](config, data)
+  if config.sampler.num_steps > data.length:
+    raise ValueError(
+      "config.sampler.num_steps must be at most the "
+      f"{data.length} sites of a sequence, got {config.sampler.num_steps}."
+    )
+  make_reward = KINDS[kind]
   if reward is not None:
-    carrier, names, parts = _given(config, data, reward)
-  if carrier is None:
+    carrier, names, more = _given(config, data, reward)
+  elif make_reward is None:
     raise ValueError(
       "pass build(config, reward=function), or config.problem.function as "
       "'module:function'."
     )
-  if not data.alphabet.padded and len(set(data.alphabet.symbols)) <= 20:
-    parts = {"letters": data.alphabet.symbols, **parts}
-  corpus = corpora.load(**config.base.data)
+  else:
+    carrier, names, more = make_reward(config, data)
+  symbols = data.alphabet.symbols
+  drawn = symbols.isalpha() and symbols.isupper() and not data.alphabet.padded
+  if drawn and importlib.util.find_spec("logomaker"):
+    more = {"letters": symbols, **more}
+  corpus = corpora.of(data)
   return problems.from_corpus(
-    config, corpus, carrier, base_params, names=names, **parts
+    config, corpus, carrier, base_params, names=names, **more
   )
 
 
@@ -59,7 +69,9 @@ def _given(config, data, reward):
   names = tuple(config.problem.objectives) or ("reward",)
   if not isinstance(reward, reward_lib.Reward):
     reward = reward_lib.HostReward(
-      reward, num_objectives=len(names), decode=data.alphabet.decode
+      _of_sequences(reward, len(names)),
+      num_objectives=len(names),
+      decode=data.alphabet.decode,
     )
   if reward.num_objectives != len(names):
     raise ValueError(
@@ -67,6 +79,23 @@ def _given(config, data, reward):
       f"{reward.num_objectives} columns, got {names}."
     )
   return reward, names, {}
+
+
+def _of_sequences(function, num_objectives):
+  """A function that is asked for sequences alone, never for a broken row."""
+
+  def score(sequences):
+    present = [i for i, sequence in enumerate(sequences) if sequence]
+    answers = np.full((len(sequences), num_objectives), np.nan)
+    if present:
+      given = np.asarray(function([sequences[i] for i in present]), float)
+      if given.shape[:1] != (len(present),) or given.ndim > 2:
+        # The carrier says what is wrong with it.
+        return given
+      answers[present] = given.reshape(len(present), -1)
+    return answers
+
+  return score
 
 
 def _splice(config, data):
@@ -78,22 +107,28 @@ def _splice(config, data):
   sites, counts = sequences_lib.splice_sites()
   alphabet = sequences_lib.Alphabet(sequences_lib.RNA)
   values = oracles.additive(matrix, alphabet)(sites).astype(np.float64)
-  weights = np.array(config.objective_weights or (1.0,) * len(names))
-  target = problems.tilted(np.log(counts), values @ weights, config)
+  rewards = parts.scalarise(config, names)(jnp.asarray(values, jnp.float32))
+  target = problems.tilted(np.log(counts), rewards, config)
   probs = np.exp(target.log_prob)
 
   def measures(params, samples, rewards):
     del params, samples
-    return {
-      f"{name}_tv": problems.total_variation(rewards[:, k], values[:, k], probs)
-      for k, name in enumerate(names)
-    }
+    found = {}
+    for k, name in enumerate(names):
+      distance = problems.total_variation(rewards[:, k], values[:, k], probs)
+      found |= {f"{name}_{key}": {"value": v} for key, v in distance.items()}
+    return found
 
   carrier = reward_lib.JaxReward(
     oracles.additive_tokens(matrix), num_objectives=len(names)
   )
   exact = dict(zip(names, (probs @ values).tolist(), strict=True))
-  return carrier, names, {"measures": measures, "exact": exact}
+  more = {
+    "measures": measures,
+    "exact": exact,
+    "reference": (0.0,) * len(names),
+  }
+  return carrier, names, more
 
 
 def _dna(config, data):
@@ -121,9 +156,14 @@ CHARGE = 5.0
 
 def _peptides(config, data):
   """Activity by classifiers that are trained here, and a charge."""
-  folder = config.problem.directory
-  if not folder:
-    folder = tempfile.mkdtemp(prefix="jdiff-classifiers-")
+  if not config.problem.directory:
+    # Classifiers are read whole, and need their files no more.
+    with tempfile.TemporaryDirectory() as folder:
+      return _activity(config, data, folder)
+  return _activity(config, data, config.problem.directory)
+
+
+def _activity(config, data, folder):
   oracles.fit_peptide_classifiers(folder)
 
   def classifier(name, part):
@@ -164,7 +204,8 @@ def _peptides(config, data):
     return found
 
   carrier = reward_lib.JaxReward(score, num_objectives=len(names))
-  return carrier, names, {"measures": measures}
+  more = {"measures": measures, "reference": (0.0,) * len(names)}
+  return carrier, names, more
 
 
 def _smiles(config, data):
@@ -184,21 +225,17 @@ def _smiles(config, data):
       return {}
     return {"novel": metrics_lib.mean([d not in known for d in designs])}
 
-  return carrier, names, {"measures": measures}
+  more = {"measures": measures, "reference": (0.0,) * len(names)}
+  return carrier, names, more
 
 
-def _custom(config, data):
-  """The user's own sequences; the reward comes from the caller."""
-  del config, data
-  return None, (), {}
-
-
-KINDS = {
+KINDS: dict[str, Callable | None] = {
   "splice": _splice,
   "dna": _dna,
   "peptides": _peptides,
   "smiles": _smiles,
-  "custom": _custom,
+  # The reward is the caller's.
+  "custom": None,
 }
 
 

@@ -14,7 +14,7 @@ reward for less of these is over-optimisation.
 | smoke | as cpu, shorter | 2 cores, 1 min |
 | cpu | 5 dilated convolutions of width 64 | 2 cores, 4 min |
 | rollouts, search | as cpu, without or with nothing but search | 2 cores, 4 min |
-| paper | 4 stacks of width 128, the published search and buffer | 1 GPU; not run |
+| paper | 4 stacks of width 128, the published sizes of search and buffer | 1 GPU; not run |
 | pod | as paper, 64 roots and batches of 4096 | v5e:4x4, compiled only |
 """  # noqa: E501
 
@@ -43,6 +43,7 @@ def _cpu(*, num_tree: int = 2, **fields):
   config.buffer.keep = False
   config.buffer.capacity = 512
   defaults.rounds(config, 16, num_tree=num_tree)
+  config.num_baseline = 16 * 512
   config.update_from_flattened_dict(fields)
   return config
 
@@ -68,6 +69,7 @@ def _paper():
   config.search.num_expansions = 5
   config.buffer.capacity = config.batch_size = 160
   config.num_masks, config.inner_steps = 16, 5
+  config.num_baseline = 0
   config.learning_rate, config.final_rate = 1e-4, 1.0
   defaults.rounds(config, 12_000, num_tree=12_000, evaluations=20)
   return config

@@ -16,10 +16,10 @@ import ml_collections
 import optax
 
 from experiments.tr2d2 import parts, problems, report
-from jdiff import ctmc, elbo, search, training
-from jdiff.core import replay
+from jdiff import ctmc, search, training
+from jdiff.core import pareto, replay
 from jdiff.core import reward as reward_lib
-from jdiff.methods import tr2d2
+from jdiff.methods import tr2d2, wdce
 
 
 class Stage(NamedTuple):
@@ -29,6 +29,7 @@ class Stage(NamedTuple):
     ref: Parameters of the reference.
     trees: One for each root, of this round.
     rows: `[T R M, ...]`, this round's.
+    asked: `[T R M]` bool: which of them a reward was asked for.
     buffer: `[C, ...]`, what the last search round was fitted to.
     num_calls: Scalar int32, rewards asked for so far.
     num_unique: Scalar int32, of distinct sequences, each round by itself: what
@@ -40,6 +41,7 @@ class Stage(NamedTuple):
   ref: Any
   trees: search.Tree
   rows: tr2d2.Rows
+  asked: jax.Array
   buffer: tr2d2.Rows
   num_calls: jax.Array
   num_unique: jax.Array
@@ -71,6 +73,11 @@ def build(
   parts.check(config)
   if problem is None:
     problem = problems.make(config, reward, base_params)
+  elif reward is not None or base_params is not None:
+    raise ValueError(
+      "problem has a reward and a base of its own; pass it alone, or reward "
+      "and base_params without it."
+    )
   shared = dict(
     logits_fn=problem.network.apply,
     length=problem.length,
@@ -78,7 +85,7 @@ def build(
     num_steps=config.sampler.num_steps or None,
     temperature=config.sampler.temperature,
   )
-  scalarise = parts.scalarise(config, problem)
+  scalarise = parts.scalarise(config, problem.names)
   searcher = parts.make_search(config, problem)
   num_roots, num_children = config.search.num_roots, config.search.num_children
   num_expansions = config.search.num_expansions
@@ -118,12 +125,14 @@ def build(
         "loss",
         "grad_norm",
         *tr2d2.summary(rows, jnp.zeros(rows.valid.shape)),
+        *front_names(problem),
       )
     }
     stage = Stage(
       ref,
       no_trees(),
       rows,
+      jnp.zeros(rows.valid.shape, bool),
       no_rows(config.buffer.capacity),
       jnp.int32(0),
       jnp.int32(0),
@@ -168,22 +177,24 @@ def build(
     searched = is_search(state)
     stage = state.extra
     # Rollouts belong to no tree.
-    asked = proposals._replace(valid=proposals.valid & searched)
-    trees = jax.vmap(searcher.tell)(stage.trees, asked, rewards)
+    told = proposals._replace(valid=proposals.valid & searched)
+    trees = jax.vmap(searcher.tell)(stage.trees, told, rewards)
     new = tr2d2.from_proposals(proposals, rewards)
     turn = state.step % num_expansions
-    rows = jax.tree.map(
+    asked = jnp.repeat(proposals.valid, num_children)
+    rows, asked = jax.tree.map(
       lambda old, x: jax.lax.dynamic_update_slice_in_dim(
         old, x.astype(old.dtype), turn * size, 0
       ),
-      stage.rows,
-      new,
+      (stage.rows, stage.asked),
+      (new, asked),
     )
     best = jnp.where(new.valid[:, None], new.rewards, -1e9).max(axis=0)
     calls = stage.num_calls + num_children * proposals.valid.sum()
     stage = stage._replace(
       trees=trees,
       rows=rows,
+      asked=asked,
       num_calls=calls.astype(jnp.int32),
       best=jnp.maximum(stage.best, best),
     )
@@ -241,11 +252,11 @@ def build(
 
     def drawn(rows, weights):
       num = config.inner_steps * config.batch_size
-      samples = tr2d2.draw(key_draw, rows, weights, num)
+      samples = wdce.draw(key_draw, rows.samples, weights, num)
       # Systematic draws ascend: shuffled, each batch is of the whole.
       samples = jax.random.permutation(jax.random.fold_in(key_draw, 1), samples)
       samples = samples.reshape(config.inner_steps, config.batch_size, -1)
-      return samples, tr2d2.summary(rows, weights)
+      return samples, tr2d2.summary(rows, weights, scalarise)
 
     (samples, metrics), buffer = jax.lax.cond(
       searched, from_search, from_rollouts
@@ -258,15 +269,17 @@ def build(
       )
 
       def objective(params):
-        nll, _ = elbo.masked_cross_entropy(
+        # Drawn by their weights, they have none left.
+        per_example, _ = wdce.wdce(
           params,
           keys,
           training.shard_batch(tokens),
+          jnp.zeros(config.batch_size),
           logits_fn=problem.network.apply,
           mask_id=problem.num_tokens,
           draw_masks=ctmc.count_masks(config.num_masks),
         )
-        return nll.mean()
+        return per_example.mean()
 
       loss, grads = jax.value_and_grad(objective)(state.params)
       state = training.apply_gradients(
@@ -284,9 +297,7 @@ def build(
       inner, state, (jnp.arange(config.inner_steps), samples)
     )
     state = jax.tree.map(lambda a, b: jnp.where(usable, a, b), fitted, state)
-    # Invalid sequences were asked for as well.
-    asked = stage.rows.valid | ~jnp.isfinite(stage.rows.rewards).all(axis=1)
-    distinct = replay.first_copies(stage.rows.samples, asked).sum()
+    distinct = replay.first_copies(stage.rows.samples, stage.asked).sum()
     stage = stage._replace(
       trees=no_trees(),
       buffer=buffer,
@@ -294,6 +305,7 @@ def build(
       metrics={
         "loss": loss.mean(),
         "grad_norm": norm.mean(),
+        **front(stage.rows, problem),
         **{name: jnp.float32(value) for name, value in metrics.items()},
       },
     )
@@ -310,6 +322,34 @@ def build(
     host=None if on_device else host,
     figures=evaluator.figures,
   )
+
+
+FRONT_POINTS = 8
+"""Of a round's Pareto front, in the records."""
+
+
+def front_names(problem: problems.Problem) -> list[str]:
+  """Names of `front`'s numbers, in the order of its points."""
+  if len(problem.names) == 1:
+    return []
+  points = range(FRONT_POINTS)
+  return [f"front_{i}_{name}" for i in points for name in problem.names]
+
+
+def front(rows: tr2d2.Rows, problem: problems.Problem) -> dict[str, jax.Array]:
+  """Points of the front of rows, spread over it by the first objective.
+
+  Points are repeated where there are fewer, and -1e9 where there are none.
+  """
+  names = front_names(problem)
+  if not names:
+    return {}
+  valid = pareto.non_dominated(rows.rewards, rows.valid)
+  order = jnp.argsort(jnp.where(valid, rows.rewards[:, 0], jnp.inf))
+  last = jnp.maximum(valid.sum() - 1, 0)
+  place = jnp.round(jnp.linspace(0, 1, FRONT_POINTS) * last).astype(jnp.int32)
+  points = jnp.where(valid.any(), rows.rewards[order[place]], -1e9)
+  return dict(zip(names, points.ravel(), strict=True))
 
 
 def _as_proposals(rollout, like, lead):

@@ -66,6 +66,36 @@ def fronts(path, rewards, names):
   plots.save(figure, path)
 
 
+def fronts_by_round(path, history, names, num_turns):
+  """The fronts of rounds' rows, as far as records hold them.
+
+  Args:
+    path: File to write.
+    history: Records of `metrics.jsonl`, with `front_0_<name>` and so on.
+    names: Of the objectives; the first two are drawn.
+    num_turns: Steps of a round.
+  """
+  figure, axis = plt.subplots(figsize=(5, 4))
+  rows = [row for row in history if f"front_0_{names[0]}" in row]
+  colours = plt.get_cmap("viridis")(np.linspace(0, 1, max(len(rows), 1)))
+  for i, row in enumerate(rows):
+    points = []
+    while f"front_{len(points)}_{names[0]}" in row:
+      points.append([row[f"front_{len(points)}_{n}"] for n in names[:2]])
+    points = np.unique(np.array(points), axis=0)
+    if points.min() <= -1e9:
+      continue
+    label = f"round {row['step'] // num_turns}"
+    shown = i in (0, len(rows) // 2, len(rows) - 1)
+    axis.plot(
+      *points.T, ".-", color=colours[i], lw=0.8, label=label if shown else None
+    )
+  axis.set_xlabel(names[0])
+  axis.set_ylabel(names[1])
+  _legend(axis)
+  plots.save(figure, path)
+
+
 def logos(path, samples, letters):
   """Information at each site, letters by their share, one row a source.
 
@@ -109,7 +139,8 @@ def best_by_calls(path, history, found, names):
     1, len(names), figsize=(4 * len(names), 3), squeeze=False
   )
   for k, (axis, name) in enumerate(zip(axes[0], names, strict=True)):
-    rows = [row for row in history if row.get("num_calls")]
+    # Before anything valid was found the best stands at a far minimum.
+    rows = [row for row in history if row.get(f"best_{name}", -1e9) > -1e9]
     axis.plot(
       [row["num_calls"] for row in rows],
       [row[f"best_{name}"] for row in rows],

@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments.tr2d2 import parts, problems
 from jdiff import ctmc, training
+from jdiff.core import keys as keys_lib
 
 CHUNK = 1024
 """Draws of the base at a time."""
@@ -31,7 +32,7 @@ def best_of_n(
   """Independent draws of a policy."""
 
   @jax.jit
-  def draw(key):
+  def draw(params, key):
     return ctmc.rollout(
       params,
       training.example_keys(key, CHUNK),
@@ -43,7 +44,7 @@ def best_of_n(
     ).samples
 
   chunks = [
-    training.fetch(draw(jax.random.fold_in(key, i)))
+    training.fetch(draw(params, jax.random.fold_in(key, i)))
     for i in range(-(-num_calls // CHUNK))
   ]
   samples = np.concatenate(chunks)[:num_calls]
@@ -53,31 +54,27 @@ def best_of_n(
 def tree(
   problem: problems.Problem, params, key: jax.Array, num_calls: int, config
 ) -> Found:
-  """Tree searches of the config's size, one after the other."""
-  searcher = parts.make_search(config, problem)
-  num_roots, turns = config.search.num_roots, config.search.num_expansions
-  ask = jax.jit(
-    lambda keys, trees: jax.vmap(
-      lambda key, tree: searcher.ask(params, key, tree)
-    )(keys, trees)
+  """One search of the config's kind and width, as deep as the rewards last.
+
+  Fewer than `num_calls` where the trees are exhausted before.
+  """
+  num_roots = config.search.num_roots
+  num_expansions = -(-num_calls // (num_roots * config.search.num_children))
+  searcher = parts.make_search(
+    config, problem, num_expansions=num_expansions, temperature=1.0
   )
+  ask = jax.jit(jax.vmap(searcher.ask, in_axes=(None, 0, 0)))
   tell = jax.jit(jax.vmap(searcher.tell))
-  fresh = jax.vmap(lambda _: searcher.init())(jnp.arange(num_roots))
-  trees, samples, rewards, count, asked = fresh, [], [], 0, 0
-  # An exhausted tree has nothing to ask: the turns bound the loop.
-  limit = num_calls
-  while count < num_calls and asked < limit:
-    if asked % turns == 0:
-      trees = fresh
-    keys = jax.random.split(jax.random.fold_in(key, asked), num_roots)
-    proposals = ask(keys, trees)
+  trees = jax.vmap(lambda _: searcher.init())(jnp.arange(num_roots))
+  samples, rewards = [], []
+  for i in range(num_expansions):
+    keys = keys_lib.per_example(jax.random.fold_in(key, i), num_roots)
+    proposals = ask(params, keys, trees)
     host = training.fetch(proposals)
     scores = parts.score(problem.reward, host)
     trees = tell(trees, proposals, jnp.asarray(scores))
     samples.append(host.samples[host.valid].reshape(-1, problem.length))
     rewards.append(scores[host.valid].reshape(-1, scores.shape[-1]))
-    count += len(samples[-1])
-    asked += 1
   return Found(
     np.concatenate(samples)[:num_calls], np.concatenate(rewards)[:num_calls]
   )

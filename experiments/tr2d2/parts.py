@@ -3,7 +3,6 @@
 import numpy as np
 
 from experiments.common import config as config_lib
-from experiments.tr2d2 import problems
 from jdiff import search
 from jdiff.core import checks
 from jdiff.core import reward as reward_lib
@@ -31,8 +30,21 @@ WEIGHTINGS = {
 ADMISSIONS = ("all", "unique_top", "pareto")
 
 
-def make_search(config, problem: problems.Problem) -> search.Search:
-  """The search that a config's fields describe."""
+def make_search(
+  config,
+  problem,
+  *,
+  num_expansions: int | None = None,
+  temperature: float | None = None,
+) -> search.Search:
+  """The search that a config's fields describe.
+
+  Args:
+    config: A config of this folder.
+    problem: A `problems.Problem`.
+    num_expansions: In place of the config's.
+    temperature: In place of the config's.
+  """
   fields = config.search
   pick = fields.pick
   if pick == "auto":
@@ -43,14 +55,13 @@ def make_search(config, problem: problems.Problem) -> search.Search:
     length=problem.length,
     mask_id=problem.num_tokens,
     num_children=fields.num_children,
-    num_expansions=fields.num_expansions,
+    num_expansions=num_expansions or fields.num_expansions,
     num_objectives=problem.reward.num_objectives,
     num_steps=config.sampler.num_steps or None,
-    temperature=config.sampler.temperature,
+    temperature=temperature or config.sampler.temperature,
     score=SCORES[fields.score](fields.exploration),
     pick=PICKS[pick],
     backup=BACKUPS[fields.backup],
-    invalid_value=fields.invalid_value,
   )
 
 
@@ -64,17 +75,19 @@ def score(reward: reward_lib.Reward, proposals: search.Proposal) -> np.ndarray:
   return rewards
 
 
-def scalarise(config, problem: problems.Problem) -> tr2d2.Scalarise:
-  """The one reward of several objectives."""
-  given = tuple(config.objective_weights)
-  if not given:
-    return tr2d2.total
-  if len(given) != problem.reward.num_objectives:
-    raise ValueError(
-      "config.objective_weights must name one weight for each of "
-      f"{', '.join(problem.names)}, got {given}."
-    )
-  return tr2d2.weighted(given)
+def scalarise(config, names: tuple[str, ...]) -> tr2d2.Scalarise:
+  """The one reward of the objectives of these names."""
+  for field in ("objective_weights", "objective_ideal"):
+    given = tuple(config[field])
+    if given and len(given) != len(names):
+      raise ValueError(
+        f"config.{field} must name one number for each of {', '.join(names)}, "
+        f"got {given}."
+      )
+  weights = tuple(config.objective_weights) or (1.0,) * len(names)
+  if config.objective_ideal:
+    return tr2d2.chebyshev(weights, tuple(config.objective_ideal))
+  return tr2d2.weighted(weights)
 
 
 def admission(config, scalarise: tr2d2.Scalarise) -> tr2d2.Admit:
@@ -123,6 +136,12 @@ def check(config) -> None:
     raise ValueError(
       "config.num_steps must be whole rounds of config.search.num_expansions="
       f"{config.search.num_expansions} steps, got {config.num_steps}."
+    )
+  if config.buffer.admission == "all" and config.buffer.keep:
+    raise ValueError(
+      "config.buffer.keep needs a buffer of limited size: pass "
+      "buffer.admission='unique_top' or 'pareto', or buffer.keep=False; got "
+      "admission='all'."
     )
   if config.buffer.weighting == "support" and (
     config.buffer.admission == "all" or config.sampler.num_steps

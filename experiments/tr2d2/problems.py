@@ -11,6 +11,7 @@ import numpy as np
 from experiments.common import generated
 from experiments.masked_lm import corpora, tuning
 from experiments.masked_lm import experiment as base_lib
+from experiments.tr2d2 import parts
 from jdiff import elbo, nets
 from jdiff.core import reward as reward_lib
 from jdiff.targets import enumerate as enumerate_lib
@@ -35,6 +36,8 @@ class Problem(NamedTuple):
     exact: Exact means of the objectives under the law aimed at, by name, where
       known.
     letters: Those of a logo, a token each, or empty where none is drawn.
+    reference: What each objective is worth at least, for hypervolumes; empty
+      is the least that draws of the base are worth.
   """
 
   length: int
@@ -47,6 +50,7 @@ class Problem(NamedTuple):
   measures: Measures = lambda params, samples, rewards: {}
   exact: dict[str, float] = {}
   letters: str = ""
+  reference: tuple[float, ...] = ()
 
   def base_params(self) -> Any:
     """The reference's parameters, on the device."""
@@ -66,7 +70,7 @@ def make(config, reward: Any = None, base_params: Any = None) -> Problem:
   """
   kind = config.problem.kind
   if kind in TABLES:
-    if reward is not None:
+    if reward is not None or config.problem.function:
       raise ValueError(
         f"problem {kind!r} has a reward of its own; pass problem= instead."
       )
@@ -99,7 +103,7 @@ def from_corpus(
   corpus: corpora.Corpus,
   reward: reward_lib.Reward,
   base_params: Any = None,
-  **parts: Any,
+  **more: Any,
 ) -> Problem:
   """A problem whose base is given, or trained or loaded by `config.base`."""
   if base_params is None:
@@ -111,7 +115,7 @@ def from_corpus(
     base=base_params,
     reward=reward,
     decode=lambda tokens: [corpus.decode(row) for row in tokens],
-    **parts,
+    **more,
   )
 
 
@@ -173,7 +177,12 @@ def _table(config, log_pmf: np.ndarray, reward: Callable) -> Problem:
     )
 
   rewards = np.asarray(reward(states), np.float64)
-  target = tilted(log_pmf.ravel(), rewards, config)
+  scalarised = parts.scalarise(config, ("reward",))(
+    jnp.asarray(rewards, jnp.float32)[:, None]
+  )
+  target = tilted(log_pmf.ravel(), scalarised, config)
+
+  exact = float(np.exp(target.log_prob) @ rewards)
 
   @jax.jit
   def log_prob(params):
@@ -187,7 +196,7 @@ def _table(config, log_pmf: np.ndarray, reward: Callable) -> Problem:
     return {
       "kl_target": {"value": float(p @ (target.log_prob - model)), "exact": 0},
       "kl_policy": {"value": float(q @ (model - target.log_prob)), "exact": 0},
-      "reward_exact": {"value": float(q @ rewards), "exact": target.reward},
+      "reward_exact": {"value": float(q @ rewards), "exact": exact},
     }
 
   return Problem(
@@ -199,7 +208,7 @@ def _table(config, log_pmf: np.ndarray, reward: Callable) -> Problem:
     names=("reward",),
     decode=lambda tokens: ["".join(map(str, row)) for row in tokens],
     measures=measures,
-    exact={"reward": target.reward},
+    exact={"reward": exact},
   )
 
 
@@ -208,10 +217,12 @@ def total_variation(
 ) -> dict[str, float]:
   """TV of the histogram of `samples [N]` to a law on `values`.
 
-  The share that noise alone would give is reported as its standard error.
+  Returns:
+    `tv`, and `tv_noise`, what as many draws of the law would have on average.
   """
-  edges = np.unique(values)
-  p = np.array([probs[values == v].sum() for v in edges])
-  q = np.array([(samples == v).mean() for v in edges])
-  noise = np.sqrt(p * (1 - p) / max(len(samples), 1)).sum() / 2
-  return {"value": float(np.abs(p - q).sum() / 2), "se": float(noise)}
+  levels = np.union1d(values, samples)
+  p = np.array([probs[values == v].sum() for v in levels])
+  q = np.array([(samples == v).mean() for v in levels])
+  deviation = np.sqrt(p * (1 - p) / max(len(samples), 1))
+  noise = np.sqrt(2 / np.pi) * deviation.sum() / 2
+  return {"tv": float(np.abs(p - q).sum() / 2), "tv_noise": float(noise)}

@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,9 @@ from experiments.common import plots
 from experiments.tr2d2 import figures, inference
 from jdiff import ctmc, elbo, training
 from jdiff.core import pareto
+
+MAX_OBJECTIVES = 4
+"""Of which `pareto.hypervolume` makes volumes."""
 
 ELBO_MASKS = 8
 """Masks a sequence in estimates of its log-likelihood under the base."""
@@ -32,22 +36,22 @@ class Evaluator:
     )
     self._draw = jax.jit(self._rollout, static_argnames="num_samples")
     self._elbo = jax.jit(
-      functools.partial(
-        elbo.estimator(
-          law=elbo.double_monte_carlo(ELBO_MASKS),
-          logits_fn=problem.network.apply,
-          mask_id=problem.num_tokens,
-        )
+      elbo.estimator(
+        law=elbo.double_monte_carlo(ELBO_MASKS),
+        logits_fn=problem.network.apply,
+        mask_id=problem.num_tokens,
       )
     )
     self._base = None
     self._baselines = None
+    self._least = None
 
   def evaluate(self, params, key, *, final: bool):
     """Rewards of one-pass samples; at the end those of the base too.
 
     `elbo_of_base` is how likely the base finds them, in nats a sequence at
-    least: what is lost of its law. `hypervolume` is of the one-pass samples.
+    least: what is lost of its law. `hypervolume` is of the one-pass samples,
+    above the problem's reference; with more than four objectives there is none.
     With `config.num_baseline` the best of as many draws of the base, and that
     of tree searches with it, stand beside, each for as many rewards.
     """
@@ -113,6 +117,7 @@ class Evaluator:
       directory / "rewards.png",
       {"base": base_rewards, "fine-tuned": rewards},
       names,
+      self.problem.exact,
     )
     if self.problem.letters:
       figures.logos(
@@ -131,12 +136,18 @@ class Evaluator:
         | {name: found.rewards for name, found in baselines.items()},
         names,
       )
+      figures.fronts_by_round(
+        directory / "fronts_by_round.png",
+        history,
+        names,
+        self.config.search.num_expansions,
+      )
     plots.curves(
       directory / "training.png",
       history,
       (
         "loss",
-        ("eval/reward", "reward"),
+        tuple(f"eval/{name}" for name in names),
         "ess",
         "num_rows",
         "eval/kl_target",
@@ -165,13 +176,20 @@ class Evaluator:
       "unique": {"value": len(np.unique(samples, axis=0)) / len(samples)},
     }
     kept = rewards[valid]
+    if not len(kept):
+      warnings.warn(
+        f"none of {len(rewards)} samples has a finite reward, such as "
+        f"{self.problem.decode(samples[:1])[0]!r}: check the reward on samples "
+        "of the base, or train the base for longer.",
+        stacklevel=2,
+      )
     for k, name in enumerate(self.problem.names):
       metrics[name] = {"value": None}
       if len(kept):
         metrics[name] = metrics_lib.mean(
           kept[:, k], self.problem.exact.get(name)
         )
-    if len(self.problem.names) > 1:
+    if self._has_volume():
       metrics["hypervolume"] = {"value": self._hypervolume(rewards)}
     return metrics
 
@@ -182,14 +200,28 @@ class Evaluator:
     for k, objective in enumerate(self.problem.names):
       best = float(valid[:, k].max()) if len(valid) else None
       metrics[f"best_{objective}_{name}"] = {"value": best}
-    if len(self.problem.names) > 1:
+    if self._has_volume():
       metrics[f"hypervolume_{name}"] = {
         "value": self._hypervolume(found.rewards)
       }
     return metrics
 
+  def _has_volume(self):
+    return 1 < len(self.problem.names) <= MAX_OBJECTIVES
+
+  def _reference(self):
+    """Where hypervolumes begin, one point for all of a run."""
+    if self.problem.reference:
+      return np.array(self.problem.reference, np.float32)
+    if self._least is None:
+      key = jax.random.key(self.config.seed)
+      _, rewards = self.scored(self.base(), key)
+      valid = rewards[np.isfinite(rewards).all(axis=1)]
+      least = valid.min(axis=0) if len(valid) else np.zeros(rewards.shape[1])
+      self._least = least.astype(np.float32)
+    return self._least
+
   def _hypervolume(self, rewards):
-    """Above zero, the least that an objective here is worth."""
     valid = np.isfinite(rewards).all(axis=1)
     front = pareto.non_dominated(jnp.asarray(rewards), jnp.asarray(valid))
     front = np.asarray(front)
@@ -197,5 +229,5 @@ class Evaluator:
       return 0.0
     points = np.unique(rewards[front], axis=0)
     return float(
-      pareto.hypervolume(jnp.asarray(points), jnp.zeros(points.shape[1]))
+      pareto.hypervolume(jnp.asarray(points), jnp.asarray(self._reference()))
     )

@@ -37,6 +37,7 @@ def _cpu(*, num_tree: int = 1, **fields):
   config.final_rate, config.ema_decay = 0.01, 0.95
   defaults.rounds(config, 12, num_tree=num_tree)
   config.num_eval = 16384
+  config.num_baseline = 12 * 1024
   config.update_from_flattened_dict(fields)
   return config
 

@@ -1,6 +1,16 @@
-"""Weights, keys, buffers, Pareto fronts, order laws and the shared types."""
+"""Weights, keys, buffers, Pareto fronts, order laws, rewards, shared types."""
 
-from jdiff.core import checks, ema, keys, orders, pareto, replay, types, weights
+from jdiff.core import (
+  checks,
+  ema,
+  keys,
+  orders,
+  pareto,
+  replay,
+  reward,
+  types,
+  weights,
+)
 
 __all__ = [
   "checks",
@@ -9,6 +19,7 @@ __all__ = [
   "orders",
   "pareto",
   "replay",
+  "reward",
   "types",
   "weights",
 ]

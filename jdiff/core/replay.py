@@ -134,12 +134,12 @@ def first_copies(
 
 
 def take_top(
-  keys: tuple[jax.Array, ...], keep: jax.Array, capacity: int
+  ranks: tuple[jax.Array, ...], keep: jax.Array, capacity: int
 ) -> tuple[jax.Array, jax.Array]:
-  """Picks the kept rows with the largest keys.
+  """Picks the kept rows with the largest ranks.
 
   Args:
-    keys: Arrays `[B]`, compared lexicographically: later ones decide where
+    ranks: Arrays `[B]`, compared lexicographically: later ones decide where
       earlier ones are equal, and the lower index where all are. NaN is below
       everything, `-inf` too.
     keep: `[B]` bool: the rows that may be taken.
@@ -155,14 +155,14 @@ def take_top(
   checks.check_int("capacity", capacity)
   checks.check_shape("keep", keep, (None,))
   (num,) = keep.shape
-  for i, key in enumerate(keys):
-    checks.check_shape(f"keys[{i}]", key, (num,))
+  for i, rank in enumerate(ranks):
+    checks.check_shape(f"ranks[{i}]", rank, (num,))
   operands = (
     ~keep,
-    *map(_reversed, keys),
+    *map(_reversed, ranks),
     jnp.arange(num, dtype=jnp.int32),
   )
-  *_, index = lax.sort(operands, num_keys=1 + len(keys), is_stable=True)
+  *_, index = lax.sort(operands, num_keys=1 + len(ranks), is_stable=True)
   index = jnp.pad(index[:capacity], (0, max(capacity - num, 0)))
   return index, jnp.arange(capacity) < jnp.sum(keep)
 
@@ -170,7 +170,7 @@ def take_top(
 def unique_top(
   data: Any,
   valid: jax.Array,
-  keys: tuple[jax.Array, ...],
+  ranks: tuple[jax.Array, ...],
   tokens: jax.Array,
   capacity: int,
 ) -> tuple[Any, jax.Array]:
@@ -178,16 +178,16 @@ def unique_top(
 
   It holds what a buffer holds in the end that is offered the rows one by one,
   refuses duplicates, and once full replaces its smallest row by a larger one
-  (TR2-D2: the keys are the reward and the log-weight). That takes a first key
+  (TR2-D2: the ranks are reward and log-weight). That takes a first rank
   which copies share and distinct rows do not; where distinct rows share it,
   either may hold another of them.
 
   Args:
     data: Pytree of `[B, ...]` arrays, those that the buffer holds first.
     valid: `[B]` bool.
-    keys: As in `take_top`.
+    ranks: As in `take_top`.
     tokens: `[B, L]` int; of equal rows the first valid one is kept, whatever
-      its keys.
+      its ranks.
     capacity: Rows to hold, a Python int; may exceed `B`.
 
   Returns:
@@ -197,7 +197,7 @@ def unique_top(
   Raises:
     ValueError: As in `take_top`.
   """
-  index, taken = take_top(keys, first_copies(tokens, valid), capacity)
+  index, taken = take_top(ranks, first_copies(tokens, valid), capacity)
   return jax.tree.map(lambda x: jnp.asarray(x)[index], data), taken
 
 
@@ -237,10 +237,10 @@ def pareto_top(
   return jax.tree.map(lambda x: jnp.asarray(x)[index], data), taken
 
 
-def _reversed(key: jax.Array) -> jax.Array:
+def _reversed(rank: jax.Array) -> jax.Array:
   """Sorts the other way round; NaN, which sorts last, stays there."""
   # The negative of the smallest integer is itself; its complement is not.
-  return -key if jnp.issubdtype(key.dtype, jnp.floating) else ~key
+  return -rank if jnp.issubdtype(rank.dtype, jnp.floating) else ~rank
 
 
 def _capacity(state: ReplayState) -> int:

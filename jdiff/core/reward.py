@@ -70,7 +70,8 @@ class HostReward:
     num_objectives: `K`.
     decode: Tokens `[n, L]` to a list of `n`, such as strings.
     batch_size: The most sequences that `fn` is given at a time.
-    cache: Whether answers are kept, by sequence.
+    cache: Whether answers are kept, by sequence, for as long as this lives; a
+      sequence takes four bytes a token, and some hundred more.
     progress: `progress(done, total)`, called after each batch.
   """
 

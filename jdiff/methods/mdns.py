@@ -344,8 +344,8 @@ def draw_weighted(
   """Resamples the buffer by its weights: a batch with `log_weights = 0`."""
   data: Any = buffer.data
   log_w = jnp.where(replay.valid(buffer), data.log_weights, -jnp.inf)
-  index = weights.resample(key, log_w, num_samples)
-  return Batch(data.samples[index], jnp.zeros(num_samples), None)
+  samples = wdce_lib.draw(key, data.samples, log_w, num_samples)
+  return Batch(samples, jnp.zeros(num_samples), None)
 
 
 def buffer_summary(buffer: replay.ReplayState) -> dict[str, jax.Array]:

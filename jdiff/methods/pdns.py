@@ -400,8 +400,7 @@ def draw(
       f"a buffer of {num} samples must be at least as large as the batch of "
       f"{num_samples} that is drawn from it."
     )
-  index = weights.resample(key, log_weights, num_samples)
-  return buffer.samples[index]
+  return wdce.draw(key, buffer.samples, log_weights, num_samples)
 
 
 def summary(

@@ -121,12 +121,12 @@ def total(rewards: jax.Array) -> jax.Array:
 
 def weighted(objective_weights: Sequence[float]) -> Scalarise:
   """`sum_k w_k r_k`."""
-  w = jnp.asarray(objective_weights, jnp.float32)
-  checks.check_shape("objective_weights", w, (None,))
+  w = _finite("objective_weights", objective_weights)
 
   def scalarise(rewards):
     checks.check_shape("rewards", rewards, (None, w.shape[0]))
-    return rewards @ w
+    # Not a product of matrices, which accelerators round.
+    return jnp.sum(rewards * w[None], axis=1)
 
   return scalarise
 
@@ -135,9 +135,8 @@ def chebyshev(
   objective_weights: Sequence[float], ideal: Sequence[float]
 ) -> Scalarise:
   """`-max_k w_k (ideal_k - r_k)`: reaches fronts that sums cannot."""
-  w = jnp.asarray(objective_weights, jnp.float32)
-  checks.check_shape("objective_weights", w, (None,))
-  best = jnp.asarray(ideal, jnp.float32)
+  w = _finite("objective_weights", objective_weights)
+  best = _finite("ideal", ideal)
   checks.check_shape("ideal", best, w.shape)
 
   def scalarise(rewards):
@@ -205,13 +204,6 @@ def log_weights(
   return weights.temper(log_w, exponent)
 
 
-def everything(rows: Rows, log_weights: jax.Array, capacity: int) -> Rows:
-  """All rows, duplicates too, which must be as many as the capacity."""
-  del log_weights
-  checks.check_shape("rows.valid", rows.valid, (capacity,))
-  return rows
-
-
 def unique_top(
   scalarise: Scalarise = total,
 ) -> Callable[[Rows, jax.Array, int], Rows]:
@@ -235,7 +227,10 @@ def unique_top(
 
 
 def pareto_front(rows: Rows, log_weights: jax.Array, capacity: int) -> Rows:
-  """The unique non-dominated rows; of too many, those of largest sum."""
+  """The unique non-dominated rows; of too many, those of largest sum.
+
+  The plain sum, whatever objectives weigh elsewhere.
+  """
   del log_weights
   kept, valid = replay.pareto_top(
     rows, rows.valid, rows.rewards, rows.samples, capacity
@@ -243,27 +238,18 @@ def pareto_front(rows: Rows, log_weights: jax.Array, capacity: int) -> Rows:
   return kept._replace(valid=valid)
 
 
-def draw(
-  key: jax.Array, rows: Rows, log_weights: jax.Array, num_samples: int
-) -> jax.Array:
-  """`[num_samples, L]` rows resampled by their weights, which leaves none.
-
-  If no weight is left, which a trace cannot report, rows as they stand.
-  """
-  # All -inf would be NaN, and so would the loss.
-  safe = jnp.where(jnp.any(log_weights > -jnp.inf), log_weights, 0.0)
-  index = weights.resample(key, safe, num_samples)
-  return rows.samples[index]
-
-
-def summary(rows: Rows, log_weights: jax.Array) -> dict[str, jax.Array]:
+def summary(
+  rows: Rows, log_weights: jax.Array, scalarise: Scalarise = total
+) -> dict[str, jax.Array]:
   """What rows hold: `ess`, `num_rows`, `best`, `reward`, `independent`.
 
-  `ess` is in rows. `best` is the largest sum of objectives, `reward` the mean
-  one, `independent` the share of valid rows that are draws of the policy.
+  `ess` is in rows. `best` is the largest scalarised reward (-1e9 where there
+  are no rows), `reward` the mean one, `independent` the share of valid rows
+  that are draws of the policy.
   """
   num = jnp.maximum(rows.valid.sum(), 1)
-  sums = jnp.where(rows.valid, rows.rewards.sum(axis=1), 0)
+  rewards = jnp.where(rows.valid[:, None], rows.rewards, 0)
+  sums = jnp.where(rows.valid, scalarise(rewards), 0)
   fits = jnp.any(log_weights > -jnp.inf)
   ess = weights.ess(jnp.where(fits, log_weights, 0.0))
   return {
@@ -273,6 +259,12 @@ def summary(rows: Rows, log_weights: jax.Array) -> dict[str, jax.Array]:
     "reward": sums.sum() / num,
     "independent": jnp.sum(rows.valid & (rows.step <= 0)) / num,
   }
+
+
+def _finite(name, values):
+  for value in values:
+    checks.check_finite(name, value)
+  return jnp.asarray(values, jnp.float32)
 
 
 def _columns(rewards, num):

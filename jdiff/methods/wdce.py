@@ -171,6 +171,29 @@ def coefficients(
   return share - lax.stop_gradient(baseline)
 
 
+def draw(
+  key: jax.Array,
+  samples: jax.Array,
+  log_weights: jax.Array,
+  num_samples: int,
+) -> jax.Array:
+  """`[num_samples, ...]` of a buffer, drawn by weight: equals from then on.
+
+  Systematic, hence in the buffer's order: shuffle before it is cut into
+  batches. Where no weight is left, which a trace cannot report, all are drawn
+  alike.
+
+  Args:
+    key: PRNG key; consumed.
+    samples: `[N, ...]`.
+    log_weights: `[N]`, `-inf` where there is no sample.
+    num_samples: How many.
+  """
+  none = jnp.all(log_weights == -jnp.inf)
+  index = weights.resample(key, jnp.where(none, 0.0, log_weights), num_samples)
+  return samples[index]
+
+
 def in_groups(name: str, values: jax.Array, group_size: int) -> jax.Array:
   """`[B, ...]` as `[B / group_size, group_size, ...]`, or says why not."""
   checks.check_int("group_size", group_size, minimum=2)

@@ -12,17 +12,16 @@ import jax.numpy as jnp
 
 from jdiff.core import checks, pareto
 
-
 TIE = 1e-6
-"""Scores that differ by less are equal; values lie in [0, 1]."""
+"""Scores that differ by less are equal; rewards are scaled to [0, 1]."""
 
 
 class Children(NamedTuple):
   """What a score sees of the `M` children of a node.
 
   Attributes:
-    value: `[M, K]`, their values, scaled to `[0, 1]` by the range of rewards
-      seen so far in this tree.
+    value: `[M, K]`, their values, in units of the range of rewards seen so far
+      in this tree: in `[0, 1]` but for backups that sum.
     visits: `[M]`.
     log_policy_step: `[M]`, log-probability of the block that each reveals.
     parent_visits: Scalar.

@@ -87,7 +87,7 @@ def tree_search(
   score: rules.Score | None = None,
   pick: rules.Pick | None = None,
   backup: rules.Backup = rules.MEAN,
-  invalid_value: float = 0.0,
+  invalid_value: float | None = None,
   capacity: int | None = None,
 ) -> Search:
   """Builds a search over the paths of a masked policy.
@@ -97,6 +97,8 @@ def tree_search(
     length: Canvas length `L`, the prompt included.
     mask_id: The mask token.
     num_children: Children `M` of an expansion, and rewards asked for by it.
+      Of a budget of rewards, more expansions find more than more children, down
+      to some ten of those.
     num_expansions: Expansions `T` of `run`.
     num_objectives: Columns `K` of the rewards.
     num_steps: Steps of a path; None reveals one site a step.
@@ -110,7 +112,8 @@ def tree_search(
       draw from the non-dominated ones.
     backup: How rewards are credited.
     invalid_value: Stands for the reward of an invalid sequence in values; it
-      is in no range of rewards and in no buffer.
+      is in no range of rewards and in no buffer. None is the least reward that
+      the tree has seen.
     capacity: Nodes that there is room for, `1 + T M` by default; more for
       trees that go on.
 
@@ -120,7 +123,8 @@ def tree_search(
   checks.check_int("num_children", num_children)
   checks.check_int("num_expansions", num_expansions)
   checks.check_int("num_objectives", num_objectives)
-  checks.check_finite("invalid_value", invalid_value)
+  if invalid_value is not None:
+    checks.check_finite("invalid_value", invalid_value)
   needed = 1 + num_children * num_expansions
   capacity = needed if capacity is None else capacity
   if capacity < needed:

@@ -19,6 +19,8 @@ NO_NODE = -1
 class Tree(NamedTuple):
   """One tree of at most `N` nodes; node 0 is the root.
 
+  The root starts with one visit and a total of zero, which no score looks at.
+
   Attributes:
     tokens: `[N, L]` int16, or int32 for large vocabularies.
     parent: `[N]` int32; -1 at the root.
@@ -141,7 +143,7 @@ def expand(
   *,
   num_steps: int,
   backup: rules.Backup,
-  invalid_value: float,
+  invalid_value: float | None,
 ) -> Tree:
   """Adds the children of a node, and credits their rewards upwards.
 
@@ -153,7 +155,8 @@ def expand(
     valid: Scalar bool; False leaves the tree as it is.
     num_steps: Steps of a whole path.
     backup: How rewards are credited.
-    invalid_value: Stands for the reward of an invalid sequence.
+    invalid_value: Stands for the reward of an invalid sequence; None is the
+      least reward seen so far, 0 while there is none.
   """
   num_children, capacity = rewards.shape[0], tree.parent.shape[0]
   is_valid = jnp.isfinite(rewards).all(axis=1, keepdims=True)
@@ -170,7 +173,10 @@ def expand(
     ),
     num_calls=tree.num_calls + jnp.where(valid, num_children, 0),
   )
-  rewards = _or(rewards, is_valid, invalid_value)
+  # Any constant would be good, or ruinous, to somebody's rewards.
+  least = jnp.where(jnp.isfinite(tree.low), tree.low, 0)[None]
+  fill = least if invalid_value is None else invalid_value
+  rewards = _or(rewards, is_valid, fill)
   # Writes to slots past the end are dropped: no tree is copied to be kept.
   slots = jnp.where(valid, tree.num_nodes, capacity) + jnp.arange(num_children)
   here = jnp.where(valid, node, capacity)

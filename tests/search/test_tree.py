@@ -412,6 +412,33 @@ def test_invalid_sequences():
   np.testing.assert_allclose(tree.high, rewards[valid].max(axis=0))
 
 
+def test_invalid_sequences_are_no_prize_where_rewards_are_negative():
+  def built(**options):
+    return search.tree_search(
+      lambda params, tokens, t, sites=None: jnp.zeros(
+        (tokens.shape[0], 6 if sites is None else jnp.shape(sites)[-1], 4)
+      ),
+      length=6,
+      mask_id=4,
+      num_children=8,
+      num_expansions=32,
+      **options,
+    )
+
+  def negative(tokens):
+    values = -10 + 5 * jnp.mean(tokens == 1, axis=1)
+    return jnp.where(tokens[:, 0] == 0, jnp.nan, values)
+
+  def share(built):
+    run = jax.jit(jax.vmap(lambda key: built.run(None, key, negative)))
+    _, _, rewards = run(jax.random.split(jax.random.key(0), 8))
+    return np.isnan(rewards).mean()
+
+  # A quarter of the policy's own draws are invalid.
+  assert share(built()) < 0.2
+  assert share(built(invalid_value=0.0)) > 0.4
+
+
 CHILDREN = rules.Children(
   value=jnp.array([[0.2, 0.4], [0.9, 0.1], [0.5, 0.5], [1.0, 1.0]]),
   visits=jnp.array([1.0, 4.0, 2.0, 3.0]),
