@@ -39,6 +39,8 @@ class JaxReward:
   def __init__(self, fn: Callable, *, num_objectives: int = 1):
     self.fn = fn
     self.num_objectives = checks.check_int("num_objectives", num_objectives)
+    # Outside a trace too: loops inside would be compiled again at every call.
+    self._jitted = jax.jit(self._evaluate)
 
   def __call__(self, tokens: jax.Array) -> jax.Array:
     """`[..., K]` float32 of `[..., L]` tokens.
@@ -46,6 +48,9 @@ class JaxReward:
     Raises:
       ValueError: If the answer has another shape than `[n]` or `[n, K]`.
     """
+    return self._jitted(tokens)
+
+  def _evaluate(self, tokens):
     lead = jnp.shape(tokens)[:-1]
     flat = jnp.reshape(tokens, (-1, jnp.shape(tokens)[-1]))
     values = jnp.asarray(self.fn(flat))

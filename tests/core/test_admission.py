@@ -271,7 +271,7 @@ def test_vmap_shards_and_one_trace():
     (
       ValueError,
       lambda: replay.take_top((jnp.zeros(2),), jnp.ones(3, bool), 2),
-      r"keys\[0\] must have shape \[3\]",
+      r"ranks\[0\] must have shape \[3\]",
     ),
     (
       ValueError,

@@ -224,6 +224,8 @@ def test_a_reward_that_raises_names_the_sequence(tmp_path):
 def test_real_data(module, name, tmp_path):
   config = module.get_config(name)
   config.mesh.data = config.base.mesh.data = 1
+  if module is splice:
+    config.num_baseline = 0
   built = training.build(config)
   if module is not splice:
     built = built._replace(figures=None)
@@ -359,7 +361,9 @@ def test_five_objectives_below_zero(tmp_path):
     names=tuple("abcde"),
     decode=lambda tokens: ["".join(map(str, row)) for row in tokens],
   )
-  config = small(**{"buffer.admission": "pareto", "num_eval": 64})
+  config = small(
+    **{"buffer.admission": "pareto", "num_eval": 64, "num_baseline": 0}
+  )
   metrics, records = finish(config, tmp_path, problem=problem)
   assert "hypervolume" not in metrics
   rows = [r for r in records if "front_0_a" in r]
