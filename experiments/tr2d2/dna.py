@@ -34,14 +34,16 @@ def _cpu(*, num_tree: int = 2, **fields):
   config.reward_temperature = 1.0
   base = config.base
   base.net.kind, base.net.width, base.net.num_layers = "dilated", 64, 1
-  base.batch_size, base.num_steps, base.learning_rate = 128, 600, 1e-3
-  base.eval_every = 200
+  base.batch_size, base.num_steps, base.learning_rate = 128, 250, 1e-3
+  base.eval_every = 250
   config.batch_size, config.num_masks = 128, 2
   config.search.num_roots = 4
   config.search.num_children, config.search.num_expansions = 16, 8
   config.buffer.weighting = "path"
   config.buffer.keep = False
   config.buffer.capacity = 512
+  # Weights of 26 sites are a few rows' else.
+  config.buffer.min_ess_fraction = config.rollouts.min_ess_fraction = 0.1
   defaults.rounds(config, 16, num_tree=num_tree)
   config.num_baseline = 16 * 512
   config.update_from_flattened_dict(fields)
