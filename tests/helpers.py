@@ -1,11 +1,24 @@
 """Networks and laws small enough to be enumerated."""
 
+import functools
 import itertools
+import os
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+# For what runs for longer than it compiles, unlike the suite's other programs.
+optimised_jit = functools.partial(
+  jax.jit, compiler_options={"xla_backend_optimization_level": 1}
+)
+
+
+def one_device_flags():
+  """The suite's XLA flags for a child that has no simulated devices."""
+  flags = os.environ["XLA_FLAGS"].split()
+  return " ".join(flag for flag in flags if "device_count" not in flag)
 
 
 def table_logits(length, num_tokens):
@@ -95,6 +108,15 @@ def perturbed(params, seed, scale):
     for p, k in zip(leaves, keys, strict=True)
   ]
   return jax.tree.unflatten(tree, noisy)
+
+
+def thorough(values, first):
+  """Parameters: the first ones, and the rest for `make test-thorough`."""
+  assert set(first) <= set(values)
+  return [
+    value if value in first else pytest.param(value, marks=pytest.mark.thorough)
+    for value in values
+  ]
 
 
 def variants(modules, first=("smoke", "pod")):

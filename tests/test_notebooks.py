@@ -7,10 +7,19 @@ import nbclient
 import nbformat
 import pytest
 
+from tests import helpers
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # Of these the smoke runs that they show are tests of their own as well.
-LONG = ("collapse", "masked_lm_rewards", "memorization", "olla_constraints")
+LONG = (
+  "collapse",
+  "masked_lm_rewards",
+  "memorization",
+  "olla_constraints",
+  "pdns",
+  "tr2d2",
+)
 ESTIMATE = re.compile(r"([-+]?[\d.]+) \+- ([\d.]+), exact ([-+]?[\d.]+)")
 
 
@@ -60,7 +69,7 @@ def test_it_runs_and_ends_near_the_exact_answer(
   monkeypatch.setenv("JDIFF_NOTEBOOK_STEPS", "30")
   # The kernel gets one device, as its reader has, not the suite's eight; and
   # only its own sys.path edits, not ours.
-  monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+  monkeypatch.setenv("XLA_FLAGS", helpers.one_device_flags())
   monkeypatch.delenv("PYTHONPATH", raising=False)
   # Neither connection files nor history belong in anybody's home.
   monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))

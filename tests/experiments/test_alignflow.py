@@ -28,9 +28,10 @@ MODULES = {
   "cifar10": cifar10,
   "imagenet_latents": imagenet_latents,
 }
-
-
 SOLVE = couplings.solve
+
+# Runs differ in a loss alone: the rest of their programs is the same.
+pytestmark = pytest.mark.usefixtures("compile_cache")
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +116,7 @@ def run(config, workdir, dataset):
     ("independent", "live_reflow"),
     ("minibatch", "flow_matching"),
     ("sdot", "meanflow"),
-    ("sdot", "shortcut"),
+    pytest.param("sdot", "shortcut", marks=pytest.mark.thorough),
     ("sdot", "consistency"),
   ],
 )

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from experiments.collapse import (
   arms,
@@ -33,25 +32,11 @@ NUM = 12
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cheap(tmp_path_factory):
+def cheap(compile_cache):
   """Trainings compile the same programs, and drawing takes as long as they."""
-  settings = {
-    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
-  }
-  before = {name: getattr(jax.config, name) for name in settings}
-
-  def use(values):
-    for name, value in values.items():
-      jax.config.update(name, value)
-    # JAX opens its cache once.
-    compilation_cache.reset_cache()
-
-  use(settings)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(experiment, "PICTURES", 4)
     yield
-  use(before)
 
 
 @pytest.mark.slow

@@ -50,7 +50,12 @@ def test_one_and_eight_devices_agree(loss):
 
 
 @pytest.mark.parametrize(
-  "module, loss", [(ising, "wdce"), (ising, "lv"), (potts, "rerf")]
+  "module, loss",
+  [
+    (ising, "wdce"),
+    (potts, "rerf"),
+    pytest.param(ising, "lv", marks=pytest.mark.thorough),
+  ],
 )
 def test_short_run(module, loss, tmp_path):
   config = module.get_config("smoke")

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from experiments.common import data as data_lib
 from experiments.memorization import (
@@ -23,21 +22,8 @@ from tests.helpers import variants
 
 IMAGES = {"digits": digits, "mnist": mnist, "cifar10": cifar10}
 
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory):
-  """The tests' runs are much the same programs: compiled once."""
-  fields = {
-    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla_cache")),
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
-  }
-  before = {name: getattr(jax.config, name) for name in fields}
-  for values in (fields, before):
-    for name, value in values.items():
-      jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    if values is fields:
-      yield
+# The tests' runs are much the same programs: compiled once.
+pytestmark = pytest.mark.usefixtures("compile_cache")
 
 
 @pytest.mark.slow

@@ -1,7 +1,5 @@
 """The constrained-sampling experiment end to end, and in all its variants."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
@@ -17,6 +15,7 @@ from experiments.olla import (
 from jdiff import training
 from jdiff.training import program as program_lib
 from tests.helpers import variants
+from tests.training import results
 
 MODULES = {
   "toys": toys,
@@ -25,6 +24,8 @@ MODULES = {
   "fair_bnn": fair_bnn,
 }
 
+# A run and the one that repeats it are the same programs.
+pytestmark = pytest.mark.usefixtures("compile_cache")
 
 # Its exact answers are quadratures that take half a minute.
 SLOW_POD = variants({"toys": toys}, first=("smoke",))
@@ -48,34 +49,56 @@ def short(config):
   return config
 
 
-@pytest.mark.parametrize(
-  "module, variant, sampler",
-  [
-    (toys, "smoke", "olla"),
-    pytest.param(toys, "smoke", "projected", marks=pytest.mark.thorough),
-    pytest.param(toys, "star", "olla", marks=pytest.mark.thorough),
-    (stress, "smoke", "hmc"),
-  ],
-)
-def test_short_run(module, variant, sampler, tmp_path):
-  config = short(module.get_config(variant))
-  config.sampler = sampler
-  config.step_size = {"hmc": 0.2}.get(sampler, config.step_size)
+def on_one_device(variant="smoke"):
+  config = short(toys.get_config(variant))
   config.mesh.data = 1
+  return config
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """The folder of a finished run."""
+  workdir, config = tmp_path_factory.mktemp("whole"), on_one_device()
+  training.run(training.build(config), config, workdir, progress=False)
+  return workdir
+
+
+def test_toys(whole):
+  check_run(whole, is_toy=True)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+  "variant, sampler", [("smoke", "projected"), ("star", "olla")]
+)
+def test_other_toys(variant, sampler, tmp_path):
+  config = on_one_device(variant)
+  config.sampler = sampler
   training.run(training.build(config), config, tmp_path, progress=False)
-  metrics = json.loads((tmp_path / "report.json").read_text())["metrics"]
+  check_run(tmp_path, is_toy=True)
+
+
+def test_stress(tmp_path):
+  config = short(stress.get_config("smoke"))
+  config.sampler, config.step_size, config.mesh.data = "hmc", 0.2, 1
+  training.run(training.build(config), config, tmp_path, progress=False)
+  check_run(tmp_path, is_toy=False)
+
+
+def check_run(workdir, *, is_toy):
+  metrics = results.report(workdir)["metrics"]
   for name, entry in metrics.items():
     if entry["exact"] is not None:
       # 64 chains started from the exact law or near it.
       error = abs(entry["value"] - entry["exact"])
       assert error < 5 * entry["se"] + 0.01, name
   assert metrics["eq_violation"]["value"] < 0.1
-  figures = {p.name for p in (tmp_path / "figures").iterdir()}
+  figures = {p.name for p in (workdir / "figures").iterdir()}
   assert "estimates.png" in figures
-  assert ("samples.png" in figures) == (module is toys)
-  assert training.sample(tmp_path, 10).shape[0] == 10
+  assert ("samples.png" in figures) == is_toy
+  assert training.sample(workdir, 10).shape[0] == 10
   with pytest.raises(ValueError, match="at most the 64 chains"):
-    training.sample(tmp_path, 65)
+    training.sample(workdir, 65)
 
 
 def test_one_and_eight_devices_agree():
@@ -96,17 +119,8 @@ def test_one_and_eight_devices_agree():
     np.testing.assert_allclose(a, b, atol=1e-4)
 
 
-def test_a_resumed_run_ends_the_same(tmp_path):
-  def run(folder, num_steps):
-    config = short(toys.get_config("smoke"))
-    config.num_steps, config.mesh.data = num_steps, 1
-    return training.run(
-      training.build(config), config, tmp_path / folder, progress=False
-    )
-
-  whole = run("whole", 40)["metrics"]
-  config = short(toys.get_config("smoke"))
-  config.mesh.data = 1
+def test_a_resumed_run_ends_the_same(whole, tmp_path):
+  config = on_one_device()
   built = training.build(config)
 
   with pytest.raises(RuntimeError, match="stopped here"):
@@ -115,13 +129,10 @@ def test_a_resumed_run_ends_the_same(tmp_path):
       raise RuntimeError("stopped here")
 
     training.run(
-      built._replace(evaluate=evaluate),
-      config,
-      tmp_path / "resumed",
-      progress=False,
+      built._replace(evaluate=evaluate), config, tmp_path, progress=False
     )
-  again = training.run(built, config, tmp_path / "resumed", progress=False)
-  assert again["metrics"] == whole
+  again = training.run(built, config, tmp_path, progress=False)
+  assert again["metrics"] == results.report(whole)["metrics"]
 
 
 def test_held_out_rows_stay_out():

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from experiments.pdns import (
   experiment,
@@ -36,21 +35,8 @@ TASKS = {
   "potts": potts,
 }
 
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory):
-  """A run and the ones that repeat it are the same programs."""
-  fields = {
-    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla_cache")),
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
-  }
-  before = {name: getattr(jax.config, name) for name in fields}
-  for values in (fields, before):
-    for name, value in values.items():
-      jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    if values is fields:
-      yield
+# A run and the ones that repeat it are the same programs.
+pytestmark = pytest.mark.usefixtures("compile_cache")
 
 
 def trace(config):

@@ -13,7 +13,7 @@ def averages(
   *,
   step_size,
   time,
-  num_chains=1000,
+  num_chains=500,
   burn_in=0.3,
   thinning=10,
   positions=None,

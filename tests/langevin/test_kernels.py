@@ -35,7 +35,7 @@ def test_conformance(kernel):
   assert int(two.step) == 2 and info.status.dtype == jnp.int32
   assert not np.allclose(one.position, two.position)
   with jax.debug_key_reuse(True):
-    kernel.step(jax.random.key(3), state)
+    jax.jit(kernel.step)(jax.random.key(3), state)
   states = jax.vmap(kernel.init)(x)
   batched, _ = jax.jit(jax.vmap(kernel.step))(keys, states)
   # vmap only reorders float sums.
@@ -75,17 +75,20 @@ def test_sharded_chains(kernel):
 def test_run_chains_is_a_loop():
   kernel, x = KERNELS["olla"], CAP.init(jax.random.key(0), 3)
   key = jax.random.key(5)
-  samples, summary = langevin.run_chains(
-    key, kernel, x, num_samples=2, thinning=3, num_burn_in=4
-  )
-  fewer, _ = langevin.run_chains(
-    key, kernel, x[:2], num_samples=2, thinning=3, num_burn_in=4
-  )
+
+  @jax.jit
+  def run(x):
+    return langevin.run_chains(
+      key, kernel, x, num_samples=2, thinning=3, num_burn_in=4
+    )
+
+  samples, summary = run(x)
+  fewer, _ = run(x[:2])
   np.testing.assert_allclose(samples[:, :2], fewer, atol=1e-6)
   state, kept, distances = kernel.init(x[1]), [], []
-  chain_key = jax.random.fold_in(key, 1)
+  chain_key, step = jax.random.fold_in(key, 1), jax.jit(kernel.step)
   for i in range(10):
-    state, info = kernel.step(jax.random.fold_in(chain_key, i), state)
+    state, info = step(jax.random.fold_in(chain_key, i), state)
     if i >= 4:
       distances.append(float(info.distance))
     if i in (6, 9):
@@ -114,13 +117,10 @@ def test_float32_floor():
         lambda x, a=a: jnp.stack([jnp.dot(a, x) - 1]),
         step_size=1e-3,
       )
-      _, summary = langevin.run_chains(
-        jax.random.key(0),
-        k,
-        jnp.zeros((2, 50), dtype),
-        num_samples=1,
-        thinning=20,
-        num_burn_in=100,
-      )
+      _, summary = jax.jit(
+        lambda x, k=k: langevin.run_chains(
+          jax.random.key(0), k, x, num_samples=1, thinning=20, num_burn_in=100
+        )
+      )(jnp.zeros((2, 50), dtype))
       floors[dtype] = float(summary.max["eq_residual"].max())
   assert floors[np.float64] < 1e-13 < floors[np.float32] < 1e-4

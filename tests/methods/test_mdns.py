@@ -43,7 +43,7 @@ def enumerated():
     samples = jnp.asarray(np.concatenate(samples))
     order = jnp.asarray(np.concatenate(order), jnp.int32)
     table = jnp.asarray(table)
-    log_policy = path(table, samples, order)
+    log_policy = jax.jit(path)(table, samples, order)
     log_w = jax.vmap(target.log_prob)(samples) - log_policy
     return target, table, mdns.Batch(samples, log_w, order)
 
@@ -52,6 +52,11 @@ def path(table, samples, order):
   return ctmc.path_log_prob(
     table, samples, order, LAW.num_revealed, logits_fn=LOGITS, mask_id=VOCAB
   )
+
+
+def gradient(function, at):
+  """Of the mean of what it returns."""
+  return jax.jit(jax.grad(lambda x: function(x).mean()))(at)
 
 
 def objectives(target, at, batch):
@@ -89,10 +94,8 @@ def test_path_losses(name, enumerated):
     method = mdns.path_method(
       target, logits_fn=LOGITS, mask_id=VOCAB, num_samples=8, loss=loss
     )
-    got = jax.grad(
-      lambda p: method.loss(p, jax.random.key(0), batch)[0].mean()
-    )(table)
-    want = jax.grad(objectives(target, table, batch)[name])(table)
+    got = gradient(lambda p: method.loss(p, jax.random.key(0), batch)[0], table)
+    want = gradient(objectives(target, table, batch)[name], table)
     np.testing.assert_allclose(got, want, atol=1e-12)
     assert float(jnp.abs(want).max()) > 1e-3
 
@@ -111,7 +114,7 @@ def test_log_variance_off_policy():
       num_samples=64,
       loss=mdns.log_variance,
     )
-    batch = method.collect(old, jax.random.key(0))
+    batch = jax.jit(method.collect)(old, jax.random.key(0))
 
     def direct(table):
       w = jax.vmap(target.log_prob)(batch.samples) - path(
@@ -119,14 +122,17 @@ def test_log_variance_off_policy():
       )
       return jnp.mean((w - w.mean()) ** 2)
 
+    @jax.jit
+    @jax.value_and_grad
     def loss(table, batch):
       return method.loss(table, jax.random.key(0), batch)[0].mean()
 
-    np.testing.assert_allclose(loss(new, batch), direct(new), rtol=1e-10)
-    got, want = jax.grad(loss)(new, batch), jax.grad(direct)(new)
+    value, got = loss(new, batch)
+    exact, want = jax.jit(jax.value_and_grad(direct))(new)
+    np.testing.assert_allclose(value, exact, rtol=1e-10)
     np.testing.assert_allclose(got, want, atol=1e-10)
     # The control: without the collection's log_policy it is another loss.
-    blind = jax.grad(loss)(new, batch._replace(log_policy=None))
+    _, blind = loss(new, batch._replace(log_policy=None))
     assert float(jnp.abs(blind - want).max()) > 1e-2
 
 
@@ -138,10 +144,8 @@ def test_rerf_without_its_reward_is_wrong(enumerated):
       target, logits_fn=LOGITS, mask_id=VOCAB, num_samples=8
     )
     wrong = batch._replace(log_weights=-path(table, batch.samples, batch.order))
-    got = jax.grad(
-      lambda p: method.loss(p, jax.random.key(0), wrong)[0].mean()
-    )(table)
-    want = jax.grad(objectives(target, table, batch)["rerf"])(table)
+    got = gradient(lambda p: method.loss(p, jax.random.key(0), wrong)[0], table)
+    want = gradient(objectives(target, table, batch)["rerf"], table)
     assert float(jnp.abs(got - want).max()) > 1e-3
 
 
@@ -159,7 +163,7 @@ def every_mask(key, valid):
 def test_wdce_gradient(enumerated):
   target, table, batch = enumerated
   with jax.enable_x64(True):
-    got = jax.grad(
+    got = gradient(
       lambda p: wdce.wdce(
         p,
         jax.random.key(0),
@@ -168,17 +172,20 @@ def test_wdce_gradient(enumerated):
         logits_fn=LOGITS,
         mask_id=VOCAB,
         draw_masks=every_mask,
-      )[0].mean()
-    )(table)
+      )[0],
+      table,
+    )
     # P* makes the order independent of x, so the average over orders is CE.
-    want = jax.grad(objectives(target, table, batch)["ce"])(table)
+    want = gradient(objectives(target, table, batch)["ce"], table)
     np.testing.assert_allclose(got, want, atol=1e-12)
 
 
 def check_average(draw, want, num=400):
   """The error as a whole, against its spread: entries are hardly Gaussian."""
   keys = jax.random.split(jax.random.key(0), num)
-  draws = np.asarray(jax.jit(lambda k: jax.lax.map(draw, k))(keys))
+  draws = np.asarray(
+    helpers.optimised_jit(lambda k: jax.lax.map(draw, k))(keys)
+  )
   error = np.linalg.norm(draws.mean(axis=0) - want)
   spread = np.sqrt((draws.var(axis=0, ddof=1) / num).sum())
   assert error < 2 * spread
@@ -191,7 +198,7 @@ def test_wdce_draws_have_that_gradient_on_average(law, enumerated):
   target, table, batch = enumerated
   make = ctmc.count_masks if law == "count" else ctmc.bernoulli_masks
   with jax.enable_x64(True):
-    gradient = jax.grad(
+    draw = jax.grad(
       lambda p, key: wdce.wdce(
         p,
         key,
@@ -202,8 +209,8 @@ def test_wdce_draws_have_that_gradient_on_average(law, enumerated):
         draw_masks=make(2, antithetic=True),
       )[0].mean()
     )
-    want = jax.grad(objectives(target, table, batch)["ce"])(table)
-    check_average(functools.partial(gradient, table), want)
+    want = gradient(objectives(target, table, batch)["ce"], table)
+    check_average(functools.partial(draw, table), want)
 
 
 def test_subsampled_rerf(enumerated):
@@ -212,23 +219,25 @@ def test_subsampled_rerf(enumerated):
     method = mdns.path_method(
       target, logits_fn=LOGITS, mask_id=VOCAB, num_samples=8, num_terms=2
     )
-    gradient = jax.grad(lambda p, key: method.loss(p, key, batch)[0].mean())
-    want = jax.grad(objectives(target, table, batch)["rerf"])(table)
-    check_average(functools.partial(gradient, table), want)
+    draw = jax.grad(lambda p, key: method.loss(p, key, batch)[0].mean())
+    want = gradient(objectives(target, table, batch)["rerf"], table)
+    check_average(functools.partial(draw, table), want)
 
 
 def test_bounds_hold_log_z_between(enumerated):
   target, table, batch = enumerated
   with jax.enable_x64(True):
     samples = target.sample(jax.random.key(0), 4000)
-    upper = mdns.eubo(
-      table,
-      jax.random.key(1),
-      samples,
-      target,
-      logits_fn=LOGITS,
-      mask_id=VOCAB,
-    )
+    upper = jax.jit(
+      lambda table: mdns.eubo(
+        table,
+        jax.random.key(1),
+        samples,
+        target,
+        logits_fn=LOGITS,
+        mask_id=VOCAB,
+      )
+    )(table)
     log_z = target.log_z
     assert weights.elbo(batch.log_weights) < log_z
     np.testing.assert_allclose(
@@ -250,15 +259,17 @@ def test_buffer_round_trip():
   example = mdns.Batch(jnp.zeros(4, jnp.int32), jnp.float32(0), None)
   buffer = replay.init(example, 128)
   key = jax.random.key(0)
-  buffer = mdns.refresh(method.collect, table, key, buffer, jnp.bool_(True))
-  same = mdns.refresh(method.collect, table, key, buffer, jnp.bool_(False))
+  refresh = jax.jit(functools.partial(mdns.refresh, method.collect))
+  buffer = refresh(table, key, buffer, jnp.bool_(True))
+  same = refresh(table, key, buffer, jnp.bool_(False))
   np.testing.assert_array_equal(same.data.samples, buffer.data.samples)
   assert int(replay.size(buffer)) == 64
   # The buffer is half full: what it lacks enters no statistic.
   want = mdns.summary(buffer.data.log_weights[:64])
   for name, value in mdns.buffer_summary(buffer).items():
     np.testing.assert_allclose(value, want[name], rtol=1e-5)
-  batch = mdns.draw_weighted(jax.random.key(1), buffer, 4096)
+  draw = jax.jit(mdns.draw_weighted, static_argnums=2)
+  batch = draw(jax.random.key(1), buffer, 4096)
   # Resampled draws need no weights: their mean is the reweighted mean.
   log_w = buffer.data.log_weights[:64]
   want, _ = weights.expectation(
@@ -268,7 +279,7 @@ def test_buffer_round_trip():
     batch.samples.mean(axis=0), want, atol=64 / 4096 + 1e-3
   )
   assert (batch.log_weights == 0).all()
-  loss, info = method.loss(table, jax.random.key(2), batch)
+  loss, info = jax.jit(method.loss)(table, jax.random.key(2), batch)
   assert loss.shape == (4096,) and bool(jnp.isfinite(loss).all())
   assert set(info) >= {"elbo", "log_z", "ess_fraction"}
 
@@ -304,7 +315,8 @@ def test_udns_learns():
     updates, state = optimizer.update(grads, state, params)
     return (optax.apply_updates(params, updates), state), info
 
-  _, info = jax.jit(lambda c, k: jax.lax.scan(step, c, k))(
+  run = helpers.optimised_jit(lambda c, k: jax.lax.scan(step, c, k))
+  _, info = run(
     (params, optimizer.init(params)), jax.random.split(jax.random.key(0), 600)
   )
   assert float(info["ess_fraction"][0]) < 0.1

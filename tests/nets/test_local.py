@@ -31,26 +31,34 @@ def block_net(target, num_neighbours=6, **options):
 def test_one_evaluation_gives_the_whole_path(target, symmetric):
   law, params, logits_fn = block_net(target, symmetric=symmetric)
   mask_id = target.num_tokens
-  rollout = ctmc.rollout(
-    params,
-    jax.random.key(0),
-    logits_fn=logits_fn,
-    num_samples=8,
-    length=16,
-    mask_id=mask_id,
-    order=law,
-  )
-  for causal in (True, False):
-    again = ctmc.path_log_prob(
+
+  @jax.jit
+  def run(params):
+    rollout = ctmc.rollout(
       params,
-      rollout.samples,
-      rollout.order,
-      law.num_revealed,
+      jax.random.key(0),
       logits_fn=logits_fn,
+      num_samples=8,
+      length=16,
       mask_id=mask_id,
-      causal=causal,
+      order=law,
     )
-    np.testing.assert_allclose(again, rollout.log_policy, rtol=1e-5)
+    return rollout.log_policy, [
+      ctmc.path_log_prob(
+        params,
+        rollout.samples,
+        rollout.order,
+        law.num_revealed,
+        logits_fn=logits_fn,
+        mask_id=mask_id,
+        causal=causal,
+      )
+      for causal in (True, False)
+    ]
+
+  want, again = run(params)
+  for log_prob in again:
+    np.testing.assert_allclose(log_prob, want, rtol=1e-5)
 
 
 @pytest.mark.parametrize("num_tokens", [2, 3])
@@ -70,8 +78,9 @@ def test_symmetric_nets_are_equivariant(num_tokens, see_masks):
   tokens = rng.integers(0, num_tokens + 1, (5, 9))
   shuffle = np.append(np.roll(np.arange(num_tokens), 1), num_tokens)
   t = jnp.ones(5)
-  plain = net.apply(params, jnp.asarray(tokens), t)
-  moved = net.apply(params, jnp.asarray(shuffle[tokens]), t)
+  apply = jax.jit(net.apply)
+  plain = apply(params, jnp.asarray(tokens), t)
+  moved = apply(params, jnp.asarray(shuffle[tokens]), t)
   log_probs = jax.nn.log_softmax(plain)
   np.testing.assert_allclose(
     jax.nn.log_softmax(moved)[..., shuffle[:num_tokens]], log_probs, atol=1e-5
@@ -93,14 +102,19 @@ def test_sites_pick_columns(groups, symmetric):
   params = helpers.perturbed(jax.jit(net.init)(jax.random.key(0)), 1, 0.5)
   tokens = jnp.asarray(np.random.default_rng(0).integers(0, 4, (5, 9)))
   t = jnp.ones(5)
-  full = net.apply(params, tokens, t)
   shared = np.array([7, 2])
-  np.testing.assert_allclose(
-    net.apply(params, tokens, t, shared), full[:, shared], rtol=1e-4, atol=1e-6
-  )
   own = jnp.asarray(np.random.default_rng(1).integers(0, 9, (5, 2)))
+
+  @jax.jit
+  def run(params):
+    # Static sites and traced ones.
+    found = (net.apply(params, tokens, t, sites) for sites in (shared, own))
+    return net.apply(params, tokens, t), *found
+
+  full, of_shared, of_own = run(params)
+  np.testing.assert_allclose(of_shared, full[:, shared], rtol=1e-4, atol=1e-6)
   np.testing.assert_allclose(
-    net.apply(params, tokens, t, own),
+    of_own,
     jnp.take_along_axis(full, own[..., None], axis=1),
     rtol=1e-4,
     atol=1e-6,

@@ -119,7 +119,8 @@ def test_path():
   np.testing.assert_array_equal(got.path[0], NOISE)
   np.testing.assert_array_equal(got.path[-1], got.samples)
   assert without.path is None
-  np.testing.assert_allclose(without.samples, got.samples, rtol=1e-6)
+  # Two loops of one program: rounding is all that may differ.
+  np.testing.assert_allclose(without.samples, got.samples, atol=1e-6)
 
 
 def euler_moments(law, times):

@@ -11,6 +11,7 @@ from jdiff import targets
 from jdiff.targets import enumerate as enumerate_lib
 from jdiff.targets import exact, torus
 from jdiff.targets.ising import CRITICAL_BETA
+from tests import helpers
 
 # size, beta: log Z, energy per site, <|m|>, C(1), C(L/2).
 ISING = {
@@ -203,6 +204,11 @@ def test_tempering():
   )
 
 
+def sample(target, num):
+  run = helpers.optimised_jit(target.sample, static_argnums=1)
+  return run(jax.random.key(0), num)
+
+
 @pytest.mark.parametrize(
   "make",
   [
@@ -215,9 +221,10 @@ def test_tempering():
 )
 def test_samples(make):
   target = make()
-  draws = target.sample(jax.random.key(0), 2048)
+  draws = sample(target, 2048)
   assert draws.shape == (2048, target.length) and draws.dtype == jnp.int32
-  values, answer = jax.vmap(target.observables)(draws), target.exact()
+  values = jax.jit(jax.vmap(target.observables))(draws)
+  answer = target.exact()
   for name in ("energy_per_site", "abs_magnetisation", "row_magnetisation"):
     if name in values:
       value = np.asarray(values[name])
@@ -251,7 +258,7 @@ def test_bad_arguments(make, error, message):
     make()
 
 
-@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("sign", helpers.thorough((1, -1), (-1,)))
 def test_clusters_follow_the_product_of_beta_and_coupling(sign):
   # Only the product matters; six a side is beyond enumeration.
   ising = targets.ising(6, beta=0.3 * sign, coupling=float(sign))
@@ -260,7 +267,8 @@ def test_clusters_follow_the_product_of_beta_and_coupling(sign):
     (ising, targets.ising(6, beta=0.3).exact()["correlation"][0]),
     (potts, targets.exact.potts_transfer(5, 3, 1.0, 1.0)["correlation"][0]),
   ):
-    x = target.sample(jax.random.key(0), 256)
-    values = np.asarray(jax.vmap(target.observables)(x)["correlation"][:, 0])
+    x = sample(target, 256)
+    values = jax.jit(jax.vmap(target.observables))(x)["correlation"]
+    values = np.asarray(values)[:, 0]
     se = values.std() / 16
     assert abs(values.mean() - want) < 4.5 * se

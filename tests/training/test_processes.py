@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from tests import helpers
+
 CHILD = pathlib.Path(__file__).parent / "process.py"
 
 
@@ -16,9 +18,7 @@ def test_two_processes_train_evaluate_and_sample(tmp_path):
   with socket.socket() as probe:
     probe.bind(("localhost", 0))
     port = probe.getsockname()[1]
-  environment = dict(os.environ)
-  environment.pop("XLA_FLAGS", None)
-  environment["JAX_PLATFORMS"] = "cpu"
+  environment = os.environ | {"XLA_FLAGS": helpers.one_device_flags()}
   children = [
     subprocess.Popen(
       [sys.executable, CHILD, str(port), str(i), "2", tmp_path],

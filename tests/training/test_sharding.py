@@ -77,26 +77,30 @@ def test_put_batch_places_host_arrays():
   assert out["n"].sharding == NamedSharding(mesh, PartitionSpec())
 
 
+def wide(**changes):
+  """2^16 weights, so that fsdp really splits them."""
+  changes |= {"width": 2**16, "num_eval": 40}
+  return toy.config(num_steps=6, log_every=1, eval_every=4, **changes)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+  workdir, config = tmp_path_factory.mktemp("one"), wide()
+  results.run(toy.build(config), config, workdir)
+  return workdir
+
+
 @pytest.mark.parametrize("data, fsdp", [(8, 1), (2, 4)])
-def test_one_and_eight_devices_agree(tmp_path, data, fsdp):
-  # 2^16 weights, so that fsdp really splits them.
-  changes = {"width": 2**16, "num_eval": 40}
-  changes |= {"num_steps": 6, "log_every": 1, "eval_every": 4}
-  one = toy.config(**changes)
-  many = toy.config(**changes, mesh={"data": data, "fsdp": fsdp})
-  results.run(toy.build(one), one, tmp_path / "one")
-  results.run(toy.build(many), many, tmp_path / "many")
-  pair = zip(
-    results.metrics(tmp_path / "one"),
-    results.metrics(tmp_path / "many"),
-    strict=True,
-  )
+def test_one_and_eight_devices_agree(one, tmp_path, data, fsdp):
+  many = wide(mesh={"data": data, "fsdp": fsdp})
+  results.run(toy.build(many), many, tmp_path)
+  pair = zip(results.metrics(one), results.metrics(tmp_path), strict=True)
   for a, b in pair:
     assert a.keys() == b.keys()
     for name in a:
       # Sums of 2^16 float32 terms in another order.
       np.testing.assert_allclose(a[name], b[name], rtol=1e-4, err_msg=name)
-  trees = [training.load(tmp_path / name)[1] for name in ("one", "many")]
+  trees = [training.load(folder)[1] for folder in (one, tmp_path)]
   np.testing.assert_allclose(trees[0]["w"], trees[1]["w"], atol=1e-4)
 
 
