@@ -30,9 +30,6 @@ MODULES = {
 }
 SOLVE = couplings.solve
 
-# Runs differ in a loss alone: the rest of their programs is the same.
-pytestmark = pytest.mark.usefixtures("compile_cache")
-
 
 @pytest.fixture(autouse=True)
 def few_samples(monkeypatch):
