@@ -29,7 +29,7 @@ import mctx
 
 from benchmarks import timing
 from jdiff import nets, search
-from jdiff.ctmc import branch as branch_lib
+from jdiff.ctmc import branching
 
 LENGTH, VOCAB = 8, 4
 NUM_CHILDREN, NUM_EXPANSIONS = 16, 64
@@ -64,6 +64,16 @@ def uniform(params, tokens, t, sites=None):
   return jnp.zeros((tokens.shape[0], num, VOCAB))
 
 
+def transition(logits, value):
+  """A step of mctx without a reward of its own: values are all there is."""
+  return mctx.RecurrentFnOutput(
+    reward=jnp.zeros_like(value),
+    discount=jnp.ones_like(value),
+    prior_logits=logits,
+    value=value,
+  )
+
+
 def ours(logits_fn, reward_fn, **sizes):
   """`(params, key, num_roots) -> Found`, as of every engine."""
   built = search.tree_search(logits_fn, **sizes)
@@ -89,7 +99,7 @@ def mctx_b(logits_fn, reward_fn, *, pick=search.rules.best, **sizes):
   def expand(params, key, canvas, step):
     """One root's expansion of one canvas; `ask` splits a key like this."""
     _, key_branch = jax.random.split(key)
-    drawn = branch_lib.branch(
+    drawn = branching.branch(
       params,
       key_branch,
       canvas,
@@ -123,13 +133,7 @@ def mctx_b(logits_fn, reward_fn, *, pick=search.rules.best, **sizes):
     rows = jnp.arange(action.shape[0])
     canvas = embedding["children"][rows, action]
     logits, value, embedding = evaluate(params, key, canvas, embedding["step"])
-    step = mctx.RecurrentFnOutput(
-      reward=jnp.zeros_like(value),
-      discount=jnp.ones_like(value),
-      prior_logits=logits,
-      value=value,
-    )
-    return step, embedding
+    return transition(logits, value), embedding
 
   def select(key, tree, node, depth=0):
     del depth
@@ -185,7 +189,7 @@ def mctx_a(logits_fn, reward_fn, **sizes):
 
   def draw(params, key, canvas, step):
     """One child of one root's canvas."""
-    drawn = branch_lib.branch(
+    drawn = branching.branch(
       params,
       key,
       canvas,
@@ -214,14 +218,7 @@ def mctx_a(logits_fn, reward_fn, **sizes):
     embedding = jax.vmap(draw, (None, 0, 0, 0))(
       params, keys, embedding["canvas"], embedding["step"]
     )
-    logits, value = outputs(embedding)
-    step = mctx.RecurrentFnOutput(
-      reward=jnp.zeros_like(value),
-      discount=jnp.ones_like(value),
-      prior_logits=logits,
-      value=value,
-    )
-    return step, embedding
+    return transition(*outputs(embedding)), embedding
 
   def select(key, tree, node, depth=0):
     del depth

@@ -1,13 +1,16 @@
 """What search, rollouts and their weights buy; fronts at equal rewards.
 
-  python -m benchmarks.tr2d2 [pairs] [markov] [splice] [peptides] \
+  python -m benchmarks.tr2d2 [pairs] [markov] [splice] [dna] [peptides] \
       [--seeds=0,1,2] [--runs=DIR] [--figures=DIR]
 
 `pairs` and `markov`: KL from the tilted law to the policy and its expected
 reward, exact, by round, of variants that differ in how rows are gathered and
-weighed. `splice`: one pass against a law that is known. `peptides`: hypervolume
-of one pass of samples against the best of N draws of the base and against tree
-search with it, each for as many rewards as fine-tuning and that pass took. Runs
+weighed. `splice`: one pass against a law that is known. `dna`: designs and what
+another oracle says of them; the best found by rewards asked for, of search and
+rollouts, of rollouts alone (i.i.d. WDCE), of draws of the base and of a search
+with it. `peptides`: hypervolume of one pass of samples against the best of N
+draws of the base and against tree search with it, each for as many rewards as
+fine-tuning and that pass took. Variants of a seed start from one base. Runs
 that are finished in DIR are read, not run again.
 """
 
@@ -20,11 +23,19 @@ import matplotlib
 
 matplotlib.use("Agg")
 
+import jax  # noqa: E402
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 
 from experiments.common import plots  # noqa: E402
-from experiments.tr2d2 import enumerable, peptides, splice  # noqa: E402
+from experiments.tr2d2 import (  # noqa: E402
+  dna,
+  enumerable,
+  inference,
+  peptides,
+  problems,
+  splice,
+)
 from jdiff import training  # noqa: E402
 
 VARIANTS = {
@@ -37,17 +48,25 @@ VARIANTS = {
     ("markov", "markov_rollouts", "markov_tree", "markov_top"),
   ),
   "splice": (splice, ("cpu", "rollouts", "search")),
+  "dna": (dna, ("cpu", "rollouts", "search")),
   "peptides": (peptides, ("cpu",)),
 }
 
 
-def run(module, variant, label, seeds, directory):
-  """`[(report's metrics, records)]`, one for each seed."""
-  config = module.get_config(variant)
-  workdir = directory / label
-  training.run_seeds(training.build, config, workdir, seeds, progress=False)
-  found = []
+def get_config(system, variant, seed, directory):
+  """A variant's config, with the base that all of a system's share."""
+  config = VARIANTS[system][0].get_config(variant)
+  config.seed = seed
+  config.base.workdir = str(directory / f"{system}_base_{seed}")
+  return config
+
+
+def run(system, variant, seeds, directory):
+  """`[(report, records)]`, one for each seed."""
+  workdir, found = directory / f"{system}_{variant}", []
   for seed in seeds:
+    config = get_config(system, variant, seed, directory)
+    training.run_seeds(training.build, config, workdir, [seed], progress=False)
     folder = workdir / f"seed_{seed}"
     report = json.loads((folder / "report.json").read_text())
     lines = (folder / "metrics.jsonl").read_text().splitlines()
@@ -137,9 +156,55 @@ def spliced(results, figures):
     plots.save(figure, figures / "tr2d2_splice.png")
 
 
-def fronts(results, figures):
+def designed(results, figures, directory, seed):
+  """What one pass of designs is worth, and the best by rewards asked for."""
+  names = ("binding", "held_out_log_odds", "word_correlation", "elbo_of_base")
+  print(f"\n{'dna':12}" + "".join(f"{name:>26}" for name in names))
+  rows = {
+    name: [r["metrics"] for r, _ in runs] for name, runs in results.items()
+  }
+  first = next(iter(rows.values()))
+  rows["base"] = [
+    {name: m.get(f"{name}_base", {"value": None}) for name in names}
+    for m in first
+  ]
+  for label, metrics in rows.items():
+    cells = [[m[name]["value"] for m in metrics] for name in names]
+    texts = [
+      "-" if None in cell else ", ".join(f"{v:.2f}" for v in cell)
+      for cell in cells
+    ]
+    print(f"{label:12}" + "".join(f"{text:>26}" for text in texts))
+  figure, axis = plt.subplots(figsize=(5, 3.2))
+  labels = {"cpu": "search, then rollouts", "rollouts": "i.i.d. WDCE"}
+  for name, runs in results.items():
+    records = [r for r in runs[0][1] if "best_binding" in r]
+    axis.plot(
+      [r["num_calls"] for r in records],
+      [r["best_binding"] for r in records],
+      ".-",
+      label=labels.get(name, name),
+    )
+  config = get_config("dna", "cpu", seed, directory)
+  problem = problems.make(config)
+  for name, search in {
+    "best of N": inference.best_of_n,
+    "tree, base alone": inference.tree,
+  }.items():
+    key = jax.random.key(seed)
+    params = problem.base_params()
+    found = search(problem, params, key, config.num_baseline, config)
+    best = np.maximum.accumulate(found.rewards[:, 0])
+    print(f"{name}: best binding {best[-1]:.2f} of {len(best)}")
+    axis.plot(1 + np.arange(len(best)), best, label=name)
+  axis.set(xscale="log", xlabel="rewards asked for", ylabel="best binding")
+  axis.legend(fontsize=7)
+  if figures:
+    plots.save(figure, figures / "tr2d2_dna.png")
+
+
+def fronts(results):
   """Hypervolumes at equal rewards, by seed."""
-  del figures
   print(f"\n{'peptides, by seed':34}{'value'}")
   for name, runs in results.items():
     metrics = [report["metrics"] for report, _ in runs]
@@ -163,14 +228,13 @@ def main(argv):
   with tempfile.TemporaryDirectory() as nowhere:
     directory = pathlib.Path(options.get("runs", nowhere))
     for name in names:
-      module, variants = VARIANTS[name]
-      results = {
-        v: run(module, v, f"{name}_{v}", seeds, directory) for v in variants
-      }
+      results = {v: run(name, v, seeds, directory) for v in VARIANTS[name][1]}
       if name == "splice":
         spliced(results, figures)
       elif name == "peptides":
-        fronts(results, figures)
+        fronts(results)
+      elif name == "dna":
+        designed(results, figures, directory, seeds[0])
       else:
         enumerated(name, results, figures)
 

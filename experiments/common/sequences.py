@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.cluster import hierarchy
 
 from jdiff.core import checks
 
@@ -112,37 +113,27 @@ def split(
   checks.check_int("shared", shared, 0)
   if not 0 < test_share < 1:
     raise ValueError(f"test_share must lie in (0, 1), got {test_share}.")
-  root = list(range(len(distinct)))
-
-  def find(i):
-    while root[i] != i:
-      root[i] = root[root[i]]
-      i = root[i]
-    return i
-
-  first: dict[str, int] = {}
-  for i, sequence in enumerate(distinct if shared else []):
+  related = hierarchy.DisjointSet(distinct)
+  first: dict[str, str] = {}
+  for sequence in distinct if shared else []:
     for form in [sequence, *(relatives(sequence) if relatives else [])]:
       for start in range(len(form) - shared + 1):
-        other = first.setdefault(form[start : start + shared], i)
-        root[find(i)] = find(other)
-  groups: dict[int, list[str]] = {}
-  for i, sequence in enumerate(distinct):
-    groups.setdefault(find(i), []).append(sequence)
+        other = first.setdefault(form[start : start + shared], sequence)
+        related.merge(sequence, other)
+  groups = sorted(sorted(group) for group in related.subsets())
   if len(groups) < 2:
     raise ValueError(
       f"sequences must fall into two groups or more with shared={shared}, got "
       f"{len(groups)} of {len(distinct)} sequences; pass a larger number."
     )
-  members = [groups[key] for key in sorted(groups)]
   quota = max(1, test_share * len(distinct))
   train: list[str] = []
   test: list[str] = []
-  for i in np.random.default_rng(0).permutation(len(members)):
-    fits = len(test) + len(members[i]) <= quota
-    (test if fits else train).extend(members[i])
+  for i in np.random.default_rng(0).permutation(len(groups)):
+    fits = len(test) + len(groups[i]) <= quota
+    (test if fits else train).extend(groups[i])
   if not test:
-    test = min(members, key=len)
+    test = min(groups, key=len)
     train = [s for s in train if s not in set(test)]
   return train, test
 

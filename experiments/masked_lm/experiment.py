@@ -156,6 +156,11 @@ def make_network(config, corpus: corpora.Corpus) -> nets.Network:
   """The network that `config.net` describes."""
   net = config.net
   compute_dtype = jnp.dtype(net.compute_dtype)
+  if net.kind != "transformer" and (net.grid or net.remat):
+    raise ValueError(
+      "config.net.grid and remat are a transformer's, got grid="
+      f"{tuple(net.grid)}, remat={net.remat} with net.kind={net.kind!r}."
+    )
   if net.kind == "mlp":
     return nets.mlp(
       corpus.length,

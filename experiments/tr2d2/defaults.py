@@ -81,12 +81,38 @@ def tuning(name: str, data: dict) -> ml_collections.ConfigDict:
   config.max_grad_norm = 1.0
   config.ema_decay = 0.0
   config.num_steps = 16 * 16
+  # Samples of an evaluation; their rewards come on top of those of the rounds.
   config.num_eval = 2048
   # Rewards that the comparisons at inference alone may ask for: best-of-N and
   # tree search with the base. 0 leaves them out.
   config.num_baseline = 0
   config_lib.add_loop(config, log_every=16, eval_every=64)
   return config
+
+
+def fronts(config, num: int, *, num_tree: int) -> None:
+  """Rounds of 512 rewards of several objectives, and their comparisons.
+
+  Searches keep their Pareto front. Weights of long strings are those of a few
+  rows, and are evened out.
+  """
+  config.batch_size, config.num_masks = 128, 2
+  config.search.num_expansions = 8
+  config.buffer.admission, config.buffer.weighting = "pareto", "reward"
+  config.buffer.capacity = 64
+  config.rollouts.min_ess_fraction = 0.1
+  rounds(config, num, num_tree=num_tree)
+  # What fine-tuning and one pass of its samples ask for together.
+  config.num_baseline = num * 512 + config.num_eval
+
+
+def smoke(config, *, base_steps: int = 40) -> None:
+  """Shortens a run to a test of its parts."""
+  config.base.num_steps = config.base.eval_every = base_steps
+  config.search.num_expansions, config.inner_steps = 2, 4
+  rounds(config, 3, num_tree=1, evaluations=1)
+  config.num_eval = 256
+  config.num_baseline = 128
 
 
 def rounds(config, num: int, *, num_tree: int, evaluations: int = 4) -> None:

@@ -37,8 +37,7 @@ def _cpu(*, num_tree: int = 2, **fields):
   base.batch_size, base.num_steps, base.learning_rate = 128, 250, 1e-3
   base.eval_every = 250
   config.batch_size, config.num_masks = 128, 2
-  config.search.num_roots = 4
-  config.search.num_children, config.search.num_expansions = 16, 8
+  config.search.num_expansions = 8
   config.buffer.weighting = "path"
   config.buffer.keep = False
   config.buffer.capacity = 512
@@ -52,12 +51,8 @@ def _cpu(*, num_tree: int = 2, **fields):
 
 def _smoke():
   config = _cpu()
-  config.base.num_steps = config.base.eval_every = 40
   config.base.net.width = 16
-  config.search.num_expansions, config.inner_steps = 2, 4
-  defaults.rounds(config, 3, num_tree=1, evaluations=1)
-  config.num_eval = 256
-  config.num_baseline = 128
+  defaults.smoke(config)
   return config
 
 
@@ -70,6 +65,7 @@ def _paper():
   config.search.num_roots, config.search.num_children = 1, 32
   config.search.num_expansions = 5
   config.buffer.capacity = config.batch_size = 160
+  config.buffer.min_ess_fraction = config.rollouts.min_ess_fraction = 0.0
   config.num_masks, config.inner_steps = 16, 5
   config.num_baseline = 0
   config.learning_rate, config.final_rate = 1e-4, 1.0

@@ -36,29 +36,18 @@ def _cpu(**fields):
   base = config.base
   base.net.width, base.net.num_layers, base.net.num_heads = 64, 2, 4
   base.batch_size, base.num_steps, base.learning_rate = 64, 1500, 2e-3
-  config.batch_size, config.num_masks = 128, 2
-  config.search.num_roots = 4
-  config.search.num_children, config.search.num_expansions = 16, 8
   config.sampler.num_steps = 16
-  config.buffer.admission, config.buffer.weighting = "pareto", "reward"
-  config.buffer.capacity = 64
-  config.rollouts.min_ess_fraction = 0.1
   config.learning_rate = 5e-4
-  defaults.rounds(config, 16, num_tree=4)
   config.num_eval = 1024
-  # What fine-tuning and one pass of its samples ask for together.
-  config.num_baseline = 16 * 512 + config.num_eval
+  defaults.fronts(config, 16, num_tree=4)
   config.update_from_flattened_dict(fields)
   return config
 
 
 def _smoke():
   config = _cpu()
-  config.base.num_steps = config.base.eval_every = 40
   config.base.net.width = 32
-  config.search.num_expansions, config.inner_steps = 2, 4
-  defaults.rounds(config, 3, num_tree=1, evaluations=1)
-  config.num_eval = config.num_baseline = 128
+  defaults.smoke(config)
   return config
 
 

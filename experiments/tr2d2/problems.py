@@ -1,6 +1,6 @@
 """What is fine-tuned, and what it is worth: a base policy and a reward."""
 
-import importlib
+import pkgutil
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -88,9 +88,11 @@ def make(config, reward: Any = None, base_params: Any = None) -> Problem:
 
 def imported(name: str) -> Callable:
   """The function that `"module:function"` names."""
-  module, _, attribute = name.partition(":")
   try:
-    return getattr(importlib.import_module(module), attribute)
+    function = pkgutil.resolve_name(name)
+    if not callable(function):
+      raise ValueError(f"{type(function).__name__} is no function")
+    return function
   except (ImportError, AttributeError, ValueError) as error:
     raise ValueError(
       "config.problem.function must be 'module:function' of a module on "
@@ -181,7 +183,6 @@ def _table(config, log_pmf: np.ndarray, reward: Callable) -> Problem:
     jnp.asarray(rewards, jnp.float32)[:, None]
   )
   target = tilted(log_pmf.ravel(), scalarised, config)
-
   exact = float(np.exp(target.log_prob) @ rewards)
 
   @jax.jit

@@ -15,9 +15,6 @@ from experiments.tr2d2 import figures, inference
 from jdiff import ctmc, elbo, training
 from jdiff.core import pareto
 
-MAX_OBJECTIVES = 4
-"""Of which `pareto.hypervolume` makes volumes."""
-
 ELBO_MASKS = 8
 """Masks a sequence in estimates of its log-likelihood under the base."""
 
@@ -42,9 +39,9 @@ class Evaluator:
         mask_id=problem.num_tokens,
       )
     )
-    self._base = None
+    # Rewards may be dear: what was scored is not scored again.
     self._baselines = None
-    self._least = None
+    self._final = None
 
   def evaluate(self, params, key, *, final: bool):
     """Rewards of one-pass samples; at the end those of the base too.
@@ -55,18 +52,19 @@ class Evaluator:
     With `config.num_baseline` the best of as many draws of the base, and that
     of tree searches with it, stand beside, each for as many rewards.
     """
-    key_sample, key_base, key_baseline, key_elbo = jax.random.split(key, 4)
+    key_sample, key_baseline, key_elbo = jax.random.split(key, 3)
     samples, rewards = self.scored(params, key_sample)
     metrics = self._of_samples(samples, rewards)
     metrics |= self.problem.measures(params, samples, rewards)
     if not final:
       return metrics
+    self._final = samples, rewards
     metrics["elbo_of_base"] = metrics_lib.mean(
-      training.fetch(self._elbo(self.base(), key_elbo, jnp.asarray(samples)))
+      training.fetch(self._elbo(self.base, key_elbo, jnp.asarray(samples)))
     )
-    base, base_rewards = self.scored(self.base(), key_base)
+    base, base_rewards = self.of_base
     of_base = self._of_samples(base, base_rewards) | self.problem.measures(
-      self.base(), base, base_rewards
+      self.base, base, base_rewards
     )
     for name, value in of_base.items():
       metrics[f"{name}_base"] = {**value, "exact": None}
@@ -85,11 +83,15 @@ class Evaluator:
     """`[num_samples, L]` int32 draws of the policy, one pass each."""
     return training.fetch(self._draw(params, key, num_samples=num_samples))
 
+  @functools.cached_property
   def base(self):
-    """Parameters of the base policy, made once."""
-    if self._base is None:
-      self._base = self.problem.base_params()
-    return self._base
+    """Parameters of the base policy."""
+    return self.problem.base_params()
+
+  @functools.cached_property
+  def of_base(self):
+    """Samples of the base and their rewards, the same in all of a run."""
+    return self.scored(self.base, jax.random.key(self.config.seed))
 
   def baselines(self, key):
     """`{name: inference.Found}` with the base alone, made once."""
@@ -98,10 +100,10 @@ class Evaluator:
       num = self.config.num_baseline
       self._baselines = {
         "best_of_n": inference.best_of_n(
-          self.problem, self.base(), key_best, num, self.config
+          self.problem, self.base, key_best, num, self.config
         ),
         "tree": inference.tree(
-          self.problem, self.base(), key_tree, num, self.config
+          self.problem, self.base, key_tree, num, self.config
         ),
       }
     return self._baselines
@@ -109,9 +111,9 @@ class Evaluator:
   def figures(self, params, key, directory, history):
     """Histograms, fronts, logos, the best found by calls, and sequences."""
     directory = pathlib.Path(directory)
-    key_sample, key_base, key_baseline = jax.random.split(key, 3)
-    samples, rewards = self.scored(params, key_sample)
-    base, base_rewards = self.scored(self.base(), key_base)
+    key_sample, key_baseline = jax.random.split(key)
+    samples, rewards = self._final or self.scored(params, key_sample)
+    base, base_rewards = self.of_base
     names = self.problem.names
     figures.histograms(
       directory / "rewards.png",
@@ -207,19 +209,16 @@ class Evaluator:
     return metrics
 
   def _has_volume(self):
-    return 1 < len(self.problem.names) <= MAX_OBJECTIVES
+    return 1 < len(self.problem.names) <= pareto.MAX_OBJECTIVES
 
   def _reference(self):
     """Where hypervolumes begin, one point for all of a run."""
     if self.problem.reference:
       return np.array(self.problem.reference, np.float32)
-    if self._least is None:
-      key = jax.random.key(self.config.seed)
-      _, rewards = self.scored(self.base(), key)
-      valid = rewards[np.isfinite(rewards).all(axis=1)]
-      least = valid.min(axis=0) if len(valid) else np.zeros(rewards.shape[1])
-      self._least = least.astype(np.float32)
-    return self._least
+    _, rewards = self.of_base
+    valid = rewards[np.isfinite(rewards).all(axis=1)]
+    least = valid.min(axis=0) if len(valid) else np.zeros(rewards.shape[1])
+    return least.astype(np.float32)
 
   def _hypervolume(self, rewards):
     valid = np.isfinite(rewards).all(axis=1)

@@ -28,27 +28,16 @@ def _cpu():
   base = config.base
   base.net.width, base.net.num_layers, base.net.num_heads = 128, 3, 4
   base.batch_size, base.num_steps, base.learning_rate = 64, 4000, 2e-3
-  config.batch_size, config.num_masks = 128, 2
-  config.search.num_roots = 4
-  config.search.num_children, config.search.num_expansions = 16, 8
-  config.buffer.admission, config.buffer.weighting = "pareto", "reward"
-  config.buffer.capacity = 64
-  config.rollouts.min_ess_fraction = 0.1
   config.learning_rate = 3e-4
-  defaults.rounds(config, 12, num_tree=3)
   config.num_eval = 512
-  # What fine-tuning and one pass of its samples ask for together.
-  config.num_baseline = 12 * 512 + config.num_eval
+  defaults.fronts(config, 12, num_tree=3)
   return config
 
 
 def _smoke():
   config = _cpu()
-  config.base.num_steps = config.base.eval_every = 40
   config.base.net.width = 32
-  config.search.num_expansions, config.inner_steps = 2, 4
-  defaults.rounds(config, 3, num_tree=1, evaluations=1)
-  config.num_eval = config.num_baseline = 128
+  defaults.smoke(config)
   return config
 
 

@@ -44,11 +44,8 @@ def _cpu(*, num_tree: int = 1, **fields):
 
 def _smoke():
   config = _cpu()
-  config.base.num_steps = config.base.eval_every = 100
-  config.search.num_expansions = 2
-  defaults.rounds(config, 3, num_tree=1, evaluations=1)
-  config.num_eval = 512
-  config.num_baseline = 128
+  defaults.smoke(config, base_steps=100)
+  config.inner_steps = 20
   return config
 
 

@@ -7,7 +7,9 @@ from jax import lax
 from jdiff.core import checks
 
 _ROWS_AT_ONCE = 256
-_MAX_OBJECTIVES = 4
+
+MAX_OBJECTIVES = 4
+"""Of which `hypervolume` makes volumes."""
 
 
 def non_dominated(
@@ -60,9 +62,9 @@ def hypervolume(
   valid = _valid(values, valid)
   num_objectives = values.shape[1]
   checks.check_shape("reference", reference, (num_objectives,))
-  if num_objectives > _MAX_OBJECTIVES:
+  if num_objectives > MAX_OBJECTIVES:
     raise ValueError(
-      f"values must have at most {_MAX_OBJECTIVES} objectives for the exact "
+      f"values must have at most {MAX_OBJECTIVES} objectives for the exact "
       f"volume, got {num_objectives}."
     )
   dtype = jnp.promote_types(jnp.result_type(values, reference), jnp.float32)

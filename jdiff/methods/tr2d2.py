@@ -204,9 +204,7 @@ def log_weights(
   return weights.temper(log_w, exponent)
 
 
-def unique_top(
-  scalarise: Scalarise = total,
-) -> Callable[[Rows, jax.Array, int], Rows]:
+def unique_top(scalarise: Scalarise = total) -> Admit:
   """The best unique rows by reward, then by weight: the paper's buffer.
 
   The first copy of a duplicate stands, which is why older rows come first.

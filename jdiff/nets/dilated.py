@@ -11,7 +11,7 @@ frequencies. Left out: dropout.
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from jdiff.core import checks
-from jdiff.core.types import Params, Sites
+from jdiff.core.types import Sites
 from jdiff.nets import embed
 from jdiff.nets.network import Network
 
@@ -95,22 +95,7 @@ def dilated(
     zero_init_head=zero_init_head,
     dtype=embed.float_dtype(compute_dtype),
   )
-
-  def init(key: jax.Array) -> Params:
-    tokens = jnp.zeros((1, length or 1), jnp.int32)
-    return module.init(key, tokens, jnp.ones(1))["params"]
-
-  def apply(
-    params: Params,
-    tokens: jax.Array,
-    t: jax.Array,
-    sites: Sites | None = None,
-  ) -> jax.Array:
-    embed.check_call(tokens, t, sites, length)
-    answer = module.apply({"params": params}, tokens, t, sites)
-    return cast(jax.Array, answer)
-
-  return Network(init, apply)
+  return embed.as_network(module, length)
 
 
 def _convolve(

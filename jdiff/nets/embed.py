@@ -184,11 +184,14 @@ def float_dtype(compute_dtype: DTypeLike) -> jnp.dtype:
   return dtype
 
 
-def as_network(module: nn.Module, length: int) -> Network:
-  """Wraps a module called as `(tokens, t, sites)` and checks its arguments."""
+def as_network(module: nn.Module, length: int | None) -> Network:
+  """Wraps a module called as `(tokens, t, sites)` and checks its arguments.
+
+  A length of None is any: no parameter may depend on it.
+  """
 
   def init(key: jax.Array) -> Params:
-    tokens = jnp.zeros((1, length), jnp.int32)
+    tokens = jnp.zeros((1, length or 1), jnp.int32)
     return module.init(key, tokens, jnp.ones(1))["params"]
 
   def apply(

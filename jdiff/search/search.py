@@ -19,8 +19,7 @@ import jax.numpy as jnp
 
 from jdiff.core import carries, checks
 from jdiff.core.types import LogitsFn
-from jdiff.ctmc import branch as branch_lib
-from jdiff.ctmc import reveal
+from jdiff.ctmc import branching, reveal
 from jdiff.search import rules
 from jdiff.search import tree as tree_lib
 
@@ -97,8 +96,8 @@ def tree_search(
     length: Canvas length `L`, the prompt included.
     mask_id: The mask token.
     num_children: Children `M` of an expansion, and rewards asked for by it.
-      Of a budget of rewards, more expansions find more than more children, down
-      to some ten of those.
+      Of one budget of rewards, fewer and larger expansions find less, see
+      `benchmarks/search.py`.
     num_expansions: Expansions `T` of `run`.
     num_objectives: Columns `K` of the rewards.
     num_steps: Steps of a path; None reveals one site a step.
@@ -132,7 +131,7 @@ def tree_search(
       f"capacity must hold the root and {num_expansions} expansions of "
       f"{num_children} children, {needed} nodes, got {capacity}."
     )
-  path_length = len(branch_lib.block_sizes(length, num_steps, num_prompt))
+  path_length = len(branching.block_sizes(length, num_steps, num_prompt))
   score = rules.uct() if score is None else score
   if pick is None:
     pick = rules.best if num_objectives == 1 else rules.non_dominated
@@ -162,7 +161,7 @@ def tree_search(
       pick=pick,
       backup=backup,
     )
-    drawn = branch_lib.branch(
+    drawn = branching.branch(
       params,
       key_branch,
       tree.tokens[node].astype(jnp.int32),

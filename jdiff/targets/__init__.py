@@ -24,11 +24,13 @@ from jdiff.targets.polymer import polymer
 from jdiff.targets.potts import potts
 from jdiff.targets.stress import stress
 from jdiff.targets.tempering import temper
+from jdiff.targets.trees import TreeEnsemble
 from jdiff.targets.wells import many_well, many_well_pairs
 
 __all__ = [
   "ConstrainedTarget",
   "Target",
+  "TreeEnsemble",
   "dirichlet_multinomial",
   "double_well_particles",
   "exact",

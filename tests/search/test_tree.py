@@ -7,7 +7,7 @@ import pytest
 
 from jdiff import search
 from jdiff.core import pareto
-from jdiff.ctmc import branch as branch_lib
+from jdiff.ctmc import branching
 from jdiff.targets import enumerate as enumerate_lib
 from tests import helpers
 
@@ -204,7 +204,7 @@ def test_invariants(name):
     )
 
   tree, proposals, rewards = jax.device_get(run(jax.random.key(1)))
-  sizes = branch_lib.block_sizes(LENGTH, num_steps)
+  sizes = branching.block_sizes(LENGTH, num_steps)
   root = np.full(LENGTH, MASK)
   ambiguous = 0
 

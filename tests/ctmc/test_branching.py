@@ -13,7 +13,7 @@ from scipy import stats
 from jdiff import ctmc, elbo
 from jdiff.core import keys as keys_lib
 from jdiff.core import orders
-from jdiff.ctmc import branch as branch_lib
+from jdiff.ctmc import branching
 from jdiff.targets import enumerate as enumerate_lib
 from tests import helpers
 
@@ -59,7 +59,7 @@ POLICIES = {
 
 def branch(params, key, canvas, step, **options):
   options = {"logits_fn": policy, "mask_id": MASK, **options}
-  return branch_lib.branch(params, key, canvas, step, **options)
+  return branching.branch(params, key, canvas, step, **options)
 
 
 @jax.jit
@@ -189,7 +189,7 @@ SMALL_TABLE = helpers.random_table(2, SMALL, 3)
 
 def small(key, canvas, step, **options):
   options = {"logits_fn": SMALL_LOGITS, "mask_id": 3, **options}
-  return branch_lib.branch(SMALL_TABLE, key, canvas, step, **options)
+  return branching.branch(SMALL_TABLE, key, canvas, step, **options)
 
 
 def test_blocks_of_two_sizes():
@@ -260,7 +260,7 @@ def test_log_probs_are_those_of_the_path(length, num_steps):
     )
   )(jax.random.key(0))
   children, samples = np.asarray(drawn.children), np.asarray(drawn.samples)
-  sizes = branch_lib.block_sizes(length, num_steps)
+  sizes = branching.block_sizes(length, num_steps)
   assert (samples[:, :num_prompt] == 1).all() and (samples < MASK).all()
   assert (((children == MASK).sum(axis=1)) == length - sizes[0]).all()
   known = children != MASK

@@ -97,13 +97,22 @@ def branch(
   rows = jnp.arange(num_branches)[:, None]
   log_v = jnp.log(jnp.asarray(num_tokens, dtype))
 
+  def at(step):
+    """Sites revealed before a step, and the time."""
+    start = ends[step] - sizes[step]
+    return start, (1 - start / num_sites).astype(jnp.float32)
+
+  def once(network):
+    """A network that has been run on the canvas, whichever sites are asked."""
+    logits = network(canvas[None], at(step)[1][None], None)[0]
+    return lambda tokens, t, sites: logits[sites]
+
   def advance(step, carry, policy, ref):
     tokens, log_policy, log_ref = carry
-    start, size = ends[step] - sizes[step], sizes[step]
+    start, t = at(step)
     slots = jnp.arange(widest)
-    live = slots < size
+    live = slots < sizes[step]
     sites = jnp.take(order, start + slots, axis=1, mode="clip")
-    t = (1 - start / num_sites).astype(jnp.float32)
     draw = reveal_lib.Reveal(policy, ref, key_tokens, temperature)
     values, drawn, scored = draw(tokens, t, step, sites)
     if ref is None:
@@ -119,11 +128,7 @@ def branch(
   tokens = jnp.broadcast_to(canvas[None], (num_branches, length))
   zeros = jnp.zeros(num_branches, dtype)
   carry = carries.anchor((tokens, zeros, zeros), (params, ref_params, keys))
-  once = [
-    None if f is None else _once(f, canvas, step, ends, sizes, num_sites)
-    for f in (policy, ref)
-  ]
-  first = advance(step, carry, *once)
+  first = advance(step, carry, once(policy), None if ref is None else once(ref))
   last = jax.lax.fori_loop(
     step + 1,
     len(law),
@@ -166,11 +171,3 @@ def _order(key, hidden):
   """A permutation of the sites: those that are revealed, then a random one."""
   u = jax.random.uniform(key, hidden.shape)
   return jnp.argsort(jnp.where(hidden, u, -1)).astype(jnp.int32)
-
-
-def _once(network, canvas, step, ends, sizes, num_sites):
-  """A network that has been run on the canvas, whichever sites are asked."""
-  start = ends[step] - sizes[step]
-  t = (1 - start / num_sites).astype(jnp.float32)
-  logits = network(canvas[None], t[None], None)[0]
-  return lambda tokens, t, sites: logits[sites]
