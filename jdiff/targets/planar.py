@@ -136,10 +136,13 @@ def _planar_curve(potential_fn, eq_fn, ineq_fn, curve: Callable):
 
   def sample(key, num_samples):
     points, log_weight = weighted()
-    index = jax.random.categorical(
-      key, jnp.asarray(log_weight), shape=(num_samples,)
+    # Not `categorical`, which draws a number for each point and sample.
+    return jax.random.choice(
+      key,
+      jnp.asarray(points),
+      (num_samples,),
+      p=jax.nn.softmax(jnp.asarray(log_weight)),
     )
-    return jnp.asarray(points)[index]
 
   return ConstrainedTarget(
     potential_fn=potential_fn,
