@@ -12,8 +12,8 @@ reward for less of these is over-optimisation.
 | variant | network | hardware, time |
 |---|---|---|
 | smoke | as cpu, shorter | 2 cores, 1 min |
-| cpu | 5 dilated convolutions of width 64 | 2 cores, 4 min |
-| rollouts, search | as cpu, without or with nothing but search | 2 cores, 4 min |
+| cpu | 5 dilated convolutions of width 64 | 2 cores, 3 min |
+| rollouts, search | as cpu, without or with nothing but search | 2 cores, 3 min |
 | paper | 4 stacks of width 128, the published sizes of search and buffer | 1 GPU; not run |
 | pod | as paper, 64 roots and batches of 4096 | v5e:4x4, compiled only |
 """  # noqa: E501

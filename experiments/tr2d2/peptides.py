@@ -12,7 +12,7 @@ leaves the cancer cells out: draws of the base then nearly fill the volume.
 | variant | hardware, time |
 |---|---|
 | smoke | 2 cores, 1 min |
-| cpu, two | 2 cores, 5 min |
+| cpu, two | 2 cores, 4 min |
 | pod | v5e:4x4, compiled only |
 """
 
