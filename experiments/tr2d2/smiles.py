@@ -9,7 +9,7 @@ collection. Strings that are no molecule are NaN, and cost their reward.
 | variant | hardware, time |
 |---|---|
 | smoke | 2 cores, 1 min |
-| cpu | 2 cores, 15 min |
+| cpu | 2 cores, 35 min, 15 of them for the base |
 """
 
 from experiments.common import config as config_lib
