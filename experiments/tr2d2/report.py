@@ -58,7 +58,7 @@ class Evaluator:
     metrics |= self.problem.measures(params, samples, rewards)
     if not final:
       return metrics
-    self._final = samples, rewards
+    self._final = params, samples, rewards
     metrics["elbo_of_base"] = metrics_lib.mean(
       training.fetch(self._elbo(self.base, key_elbo, jnp.asarray(samples)))
     )
@@ -112,7 +112,9 @@ class Evaluator:
     """Histograms, fronts, logos, the best found by calls, and sequences."""
     directory = pathlib.Path(directory)
     key_sample, key_baseline = jax.random.split(key)
-    samples, rewards = self._final or self.scored(params, key_sample)
+    if self._final is None or self._final[0] is not params:
+      self._final = params, *self.scored(params, key_sample)
+    _, samples, rewards = self._final
     base, base_rewards = self.of_base
     names = self.problem.names
     figures.histograms(

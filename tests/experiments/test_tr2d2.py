@@ -116,6 +116,24 @@ def test_a_hybrid_run(hybrid):
 
 
 @pytest.mark.slow
+def test_figures_are_of_the_parameters_that_they_are_given(hybrid, tmp_path):
+  workdir, *_ = hybrid
+  _, params, _ = training.load(workdir)
+  built, key = experiment.build(small(num_baseline=0)), jax.random.key(0)
+  history = results.metrics(workdir)
+
+  def samples(params):
+    built.figures(params, key, tmp_path, history)
+    return (tmp_path / "samples.jsonl").read_text()
+
+  built.evaluate(params, key, final=True)
+  evaluated = samples(params)
+  assert evaluated == samples(params)
+  # What the last evaluation has scored must not stand for another policy.
+  assert evaluated != samples(jax.tree.map(jnp.zeros_like, params))
+
+
+@pytest.mark.slow
 def test_a_run_that_broke_off_in_a_search_ends_the_same(hybrid, tmp_path):
   whole, config, metrics, _ = hybrid
   built = experiment.build(config)
