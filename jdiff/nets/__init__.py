@@ -7,6 +7,7 @@ from jdiff.nets import lora
 from jdiff.nets.dilated import dilated
 from jdiff.nets.dit import compact, dit
 from jdiff.nets.egnn import egnn
+from jdiff.nets.frame_attention import frame_attention
 from jdiff.nets.local import local
 from jdiff.nets.mlp import mlp
 from jdiff.nets.network import Network
@@ -19,6 +20,7 @@ __all__ = [
   "dilated",
   "dit",
   "egnn",
+  "frame_attention",
   "local",
   "lora",
   "mlp",

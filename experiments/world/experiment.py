@@ -1,0 +1,90 @@
+"""Builds the world experiment: a model that plays its environment."""
+
+import functools
+
+import jax
+import ml_collections
+import numpy as np
+import optax
+
+from experiments.common import data as data_lib
+from experiments.world import envs, parts, report
+from jdiff import training
+
+
+def build(
+  config: ml_collections.ConfigDict, environment: envs.Env | None = None
+) -> training.Experiment:
+  """Joins environment, network, memory and loss into one experiment.
+
+  Args:
+    config: A config of this folder.
+    environment: In place of the config's.
+
+  Raises:
+    ValueError: If a field's value is unknown or does not fit the others.
+    ImportError: If the environment's package is not installed.
+  """
+  parts.check(config)
+  system = parts.system(config, environment)
+  env, network = system.env, system.parts.network
+  loss_fn = parts.loss(config, system.parts)
+  optimizer = parts.optimizer(config)
+  online = config.data.source == "online"
+
+  @functools.cache
+  def source():
+    clips = recorded(config, env, "train")
+    rows = data_lib.batches(
+      len(clips.action), batch_size=config.batch_size, seed=config.seed
+    )
+    return clips, rows
+
+  def init(key):
+    key_params, key_state = jax.random.split(key)
+    return training.create(key_state, network.init(key_params), optimizer)
+
+  def step(state, clip):
+    key_clip, key_loss = jax.random.split(training.step_key(state))
+    if online:
+      clip = training.shard_batch(
+        envs.record(env, key_clip, config.batch_size, config.data.num_frames)
+      )
+    keys = training.example_keys(key_loss, config.batch_size)
+
+    def objective(params):
+      per_example, info = loss_fn(params, keys, clip)
+      return per_example.mean(), jax.tree.map(lambda x: x.mean(), info)
+
+    (loss, info), grads = jax.value_and_grad(objective, has_aux=True)(
+      state.params
+    )
+    metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **info}
+    state = training.apply_gradients(
+      state, grads, optimizer, ema_decay=config.ema_decay
+    )
+    return state, metrics
+
+  def batches(step):
+    clips, rows = source()
+    return jax.tree.map(lambda x: x[rows(step)], clips)
+
+  evaluator = report.Evaluator(config, system)
+  return training.Experiment(
+    init=init,
+    step=step,
+    evaluate=evaluator.evaluate,
+    apply=network.logits,
+    sample=evaluator.sample,
+    batches=None if online else batches,
+    figures=evaluator.figures,
+  )
+
+
+def recorded(config, env: envs.Env, split: str) -> envs.Clip:
+  """The clips of a split, as NumPy arrays; whole episodes only."""
+  stream = {"train": 0, "test": 1}[split]
+  num = config.data.num_episodes if split == "train" else config.data.num_test
+  key = jax.random.fold_in(jax.random.key(config.seed), 2**20 + stream)
+  clip = envs.record(env, key, num, config.data.num_frames)
+  return jax.tree.map(np.asarray, envs.whole(clip))

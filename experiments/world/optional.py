@@ -1,0 +1,38 @@
+"""Packages of the extra `worlds`: imported when a world of theirs is made."""
+
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+def load(module: str) -> Any:
+  """Imports `module`, or says what to install.
+
+  Raises:
+    ImportError: If its package, or one that this needs, is missing.
+  """
+  try:
+    return importlib.import_module(module)
+  except ImportError as error:
+    package = module.split(".")[0]
+    raise ImportError(
+      f"this world needs the package {package}: "
+      'pip install "jdiff-research[worlds]".'
+    ) from error
+
+
+def lenient(function: Callable[..., Any]) -> Callable[..., Any]:
+  """`function`, in which arrays of different ranks may meet.
+
+  These packages rely on it, where a caller may have forbidden it.
+  """
+
+  @functools.wraps(function)
+  def called(*args):
+    with jax.numpy_rank_promotion("allow"):
+      return function(*args)
+
+  return called

@@ -1,0 +1,231 @@
+"""What a world config names: environment, layout, network, memory, world."""
+
+import functools
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import optax
+
+from experiments.common import config as config_lib
+from experiments.world import envs, tile_world
+from jdiff import nets, world
+from jdiff.core import checks
+from jdiff.core.frames import WorldNetwork
+from jdiff.ctmc import masks as masks_lib
+from jdiff.methods import world_model
+from jdiff.world import memory as memory_lib
+
+MASK_LAWS = {
+  "count": masks_lib.count_masks,
+  "bernoulli": masks_lib.bernoulli_masks,
+}
+
+
+class System(NamedTuple):
+  """All that a run is made of.
+
+  Attributes:
+    env: The true world.
+    parts: Of the losses and of play: one network, one memory.
+    world: The model of it, as the sampler's settings play it.
+    best: The same with one step and the likeliest tokens.
+  """
+
+  env: envs.Env
+  parts: world_model.Parts
+  world: world.World
+  best: world.World
+
+
+def env(config) -> envs.Env:
+  """The environment of `config.env`."""
+  name = config.name
+  if name == "tiles":
+    return tile_world.env(size=config.size, view=config.view)
+  # Packages that few have: each imports its own.
+  if name == "craftax":
+    from experiments.world import craftax_world
+
+    return craftax_world.env()
+  if name == "minatar":
+    from experiments.world import minatar_world
+
+    return minatar_world.env(config.game)
+  if name == "navix":
+    from experiments.world import navix_world
+
+    return navix_world.env()
+  raise ValueError(
+    "config.env.name must be 'tiles', 'craftax', 'minatar' or 'navix', got "
+    f"{name!r}."
+  )
+
+
+def layout(env: envs.Env) -> world.Layout:
+  """Sizes of the blocks of an environment's frames."""
+  return world.Layout(
+    env.view.num_cells,
+    env.num_tokens,
+    env.num_actions,
+    env.view.num_moves,
+    tuple(env.rewards),
+  )
+
+
+def memory(config, env: envs.Env) -> world.Memory:
+  """The memory of `config.memory`, with a switch."""
+  options = config.memory
+  if options.kind == "none":
+    return memory_lib.none()
+  if options.kind == "bank":
+    made = memory_lib.bank(
+      env.view,
+      capacity=options.capacity,
+      num_frames=options.num_frames,
+      rank=options.rank,
+      min_gain=options.min_gain,
+    )
+  elif options.kind == "map":
+    shape = env.view.period or MAP_SHAPES.get(config.env.name)
+    if shape is None:
+      raise ValueError(
+        f"config.memory.kind='map' needs a world of known size, got "
+        f"env {config.env.name!r}; use 'bank'."
+      )
+    made = memory_lib.world_map(env.view, shape=shape)
+  elif options.kind == "gated":
+    made = memory_lib.gated(
+      env.view,
+      num_tokens=env.num_tokens,
+      num_features=options.num_features,
+    )
+  else:
+    raise ValueError(
+      "config.memory.kind must be 'bank', 'map', 'gated' or 'none', got "
+      f"{options.kind!r}."
+    )
+  return memory_lib.switched(made)
+
+
+MAP_SHAPES = {"craftax": (80, 80)}
+"""Of worlds that are no torus: their map with the view around it."""
+
+
+def network(config, env: envs.Env, layout: world.Layout) -> WorldNetwork:
+  """The network of `config.net`."""
+  options = config.net
+  shared = dict(
+    num_tokens=layout.num_tokens,
+    num_actions=layout.num_actions,
+    num_moves=layout.num_moves,
+    width=options.width,
+    num_layers=options.num_layers,
+    num_heads=options.num_heads,
+    compute_dtype=jnp.dtype(options.compute_dtype),
+  )
+  if options.kind == "frame_attention":
+    return nets.frame_attention(layout.allowed(), env.view.offsets, **shared)
+  if options.kind == "axial":
+    return nets.axial(
+      layout.allowed(),
+      env.view.offsets,
+      remat=options.remat,
+      **shared,
+    )
+  raise ValueError(
+    "config.net.kind must be 'frame_attention' or 'axial', got "
+    f"{options.kind!r}."
+  )
+
+
+def system(config, environment: envs.Env | None = None) -> System:
+  """Joins the parts that a config names."""
+  environment = env(config.env) if environment is None else environment
+  sizes = layout(environment)
+  parts = world_model.Parts(
+    network(config, environment, sizes),
+    sizes,
+    environment.view,
+    memory(config, environment),
+    checks.check_int("config.window", config.window),
+  )
+  join = functools.partial(world.world, *parts[:4], window=parts.window)
+  sampler = config.sampler
+  return System(
+    environment,
+    parts,
+    join(
+      num_steps=sampler.num_steps,
+      order=sampler.order,
+      temperature=sampler.temperature,
+      min_p=sampler.min_p,
+    ),
+    join(num_steps=1, temperature=0.0, min_p=0.0),
+  )
+
+
+def loss(config, parts: world_model.Parts, *, clean: bool = False):
+  """The loss of the network's kind; clean, as held-out clips are scored."""
+  kinds = {
+    "frame_attention": world_model.single_target,
+    "axial": world_model.all_targets,
+  }
+  if config.mask_law not in MASK_LAWS:
+    raise ValueError(
+      f"config.mask_law must be one of {', '.join(MASK_LAWS)}, got "
+      f"{config.mask_law!r}."
+    )
+  num_masks = config.eval.num_masks if clean else config.num_masks
+  return kinds[config.net.kind](
+    parts,
+    context_noise=0.0 if clean else config.context_noise,
+    draw_masks=MASK_LAWS[config.mask_law](num_masks),
+  )
+
+
+def optimizer(config) -> optax.GradientTransformation:
+  """AdamW on clipped gradients, at a rate that rises and falls."""
+  rate = optax.warmup_cosine_decay_schedule(
+    0.0,
+    config.learning_rate,
+    config.warmup_steps,
+    max(config.num_steps, config.warmup_steps + 1),
+    0.01 * config.learning_rate,
+  )
+  return optax.chain(
+    optax.clip_by_global_norm(config.max_grad_norm),
+    optax.adamw(rate, weight_decay=config.weight_decay),
+  )
+
+
+def check(config) -> None:
+  """Raises unless the fields that no other layer checks are in range."""
+  config_lib.check_counts(
+    config,
+    "batch_size",
+    "num_steps",
+    "data.num_episodes",
+    "data.num_frames",
+    "data.num_test",
+    "eval.num_prefix",
+    "eval.horizon",
+    "eval.loop_steps",
+    "eval.num_loops",
+    "eval.num_masks",
+  )
+  config_lib.check_range(config, "ema_decay", 0, 1)
+  config_lib.check_range(config, "context_noise", 0, 1)
+  checks.check_int("config.warmup_steps", config.warmup_steps, 0)
+  for name in ("learning_rate", "max_grad_norm"):
+    checks.check_finite(f"config.{name}", config[name], positive=True)
+  if config.data.source not in ("recorded", "online"):
+    raise ValueError(
+      "config.data.source must be 'recorded' or 'online', got "
+      f"{config.data.source!r}."
+    )
+  needed = config.eval.num_prefix + config.eval.horizon
+  if needed > config.data.num_frames:
+    raise ValueError(
+      "config.eval.num_prefix + config.eval.horizon must be at most "
+      f"config.data.num_frames={config.data.num_frames}, got {needed}."
+    )

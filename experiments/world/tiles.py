@@ -1,0 +1,81 @@
+"""A masked world model of the built-in tile world.
+
+  python -m experiments.main --config=experiments/world/tiles.py:VARIANT \
+      --workdir=W
+
+A 24 x 24 torus of patchy terrain and walls, seen 7 x 7 cells at a time: 49
+tokens a frame, two frames of window, two recalled from a bank.
+
+| variant | what differs | hardware, time |
+|---|---|---|
+| smoke | 20 steps, tiny | 2 cores, under 1 min |
+| cpu | 800 steps, 75k parameters | 2 cores, 4 min |
+| cpu_map, cpu_gated, cpu_near, cpu_content | another memory | 2 cores, 4 min |
+| cpu_clean | no noise on the context | 2 cores, 4 min |
+| cpu_axial | two streams, every frame a target | 2 cores |
+| pod | axial, clips made in the step | v5e:4x4, compiled only |
+"""  # noqa: E501
+
+import functools
+
+from experiments.common import config as config_lib
+from experiments.world import defaults
+
+
+def get_config(variant: str = "cpu"):
+  """The config of one variant; see the module's table."""
+  return config_lib.parse_variant(variant, VARIANTS)
+
+
+def _cpu(**fields):
+  config = defaults.base("tiles")
+  config.update_from_flattened_dict(fields)
+  return config
+
+
+def _smoke():
+  config = _cpu()
+  defaults.smoke(config)
+  return config
+
+
+def _axial():
+  config = _cpu()
+  config.net.kind = "axial"
+  config.net.width = 64
+  config.batch_size = 8
+  return config
+
+
+def _pod():
+  config = _axial()
+  config.data.source = "online"
+  config.data.num_frames = 64
+  config.net.width, config.net.num_layers = 768, 12
+  config.net.num_heads = 12
+  config.net.compute_dtype = "bfloat16"
+  config.net.remat = True
+  config.window = 32
+  config.memory.capacity, config.memory.num_frames = 2048, 8
+  config.batch_size = 512
+  config.context_noise = 0.2
+  config.learning_rate = 3e-4
+  config.warmup_steps = 5000
+  config.num_steps = 200_000
+  config.ema_decay = 0.9999
+  config.log_every = 100
+  config.eval_every = config.checkpoint_every = 5000
+  return config
+
+
+VARIANTS = {
+  "smoke": _smoke,
+  "cpu": _cpu,
+  "cpu_map": functools.partial(_cpu, **{"memory.kind": "map"}),
+  "cpu_gated": functools.partial(_cpu, **{"memory.kind": "gated"}),
+  "cpu_near": functools.partial(_cpu, **{"memory.rank": "near"}),
+  "cpu_content": functools.partial(_cpu, **{"memory.rank": "content"}),
+  "cpu_clean": functools.partial(_cpu, context_noise=0.0),
+  "cpu_axial": _axial,
+  "pod": _pod,
+}

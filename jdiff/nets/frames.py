@@ -1,0 +1,285 @@
+"""What networks of world models share: ends, and a look at finished frames."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from jdiff.core import checks
+from jdiff.core.frames import Context, KeyValues, Seen
+from jdiff.core.types import Sites
+from jdiff.nets import embed
+
+ONE_HOT_SIZE = 256
+"""Vocabularies up to this size are looked up by a product of matrices.
+
+Its gradient is one too; that of a gather is a scatter, slow on a CPU."""
+
+
+def look_up(table: jax.Array, tokens: jax.Array) -> jax.Array:
+  """Rows of `table [V, ...]` at int tokens `[...]`, or their mean under
+  probabilities `[..., V']`, `V' <= V`.
+  """  # noqa: D205
+  if jnp.issubdtype(tokens.dtype, jnp.integer):
+    if table.shape[0] > ONE_HOT_SIZE:
+      return table[tokens]
+    tokens = jax.nn.one_hot(tokens, table.shape[0], dtype=table.dtype)
+  return jnp.tensordot(tokens.astype(table.dtype), table[: tokens.shape[-1]], 1)
+
+
+class Ends(nn.Module):
+  """Embeddings of a block at one end, logits at the other.
+
+  Attributes:
+    allowed: `[G][V]` bool nested tuple: the tokens that each site may hold;
+      the mask is `V`.
+    num_given: Sites at the front that every other site is told of.
+    width: Features.
+    dtype: Of the computation.
+  """
+
+  allowed: tuple[tuple[bool, ...], ...]
+  num_given: int
+  width: int
+  dtype: Any
+
+  def setup(self):
+    vocab = len(self.allowed[0])
+    small = nn.initializers.normal(0.5)
+    self.tokens = self.param("tokens", small, (vocab + 1, self.width))
+    self.sites = self.param("sites", small, (len(self.allowed), self.width))
+    self.noise = self.param("noise", nn.initializers.zeros, (self.width,))
+    self.given = nn.Dense(self.width, dtype=self.dtype)
+    self.norm = nn.RMSNorm(dtype=self.dtype)
+    self.head = nn.Dense(vocab, dtype=self.dtype)
+
+  def block(self, blocks: jax.Array, noise: jax.Array | None) -> jax.Array:
+    """`[B, Q, G]` tokens to `[B, Q, G, D]`; `noise` is `[B]`."""
+    x = self.tokenwise(blocks)
+    given = x[..., : self.num_given, :]
+    given = self.given(given.reshape(*given.shape[:-2], -1))[..., None, :]
+    x = x + self.sites.astype(self.dtype)[None, None] + given
+    if noise is not None:
+      told = noise.astype(self.dtype)[:, None] * self.noise[None]
+      x = x + told[:, None, None]
+    return x
+
+  def tokenwise(self, tokens: jax.Array) -> jax.Array:
+    """Tokens, or probabilities of them, without their places."""
+    return look_up(self.tokens.astype(self.dtype), tokens)
+
+  def logits(self, x: jax.Array, sites: Sites | None) -> jax.Array:
+    """`[B, Q, G, D]` to `[B, Q, m, V]` float32."""
+    allowed = np.asarray(self.allowed)
+    if sites is None:
+      sites = np.arange(len(allowed))
+    allowed = jnp.asarray(allowed)[sites]
+    if np.ndim(sites) == 1:
+      x = x[..., sites, :]
+      allowed = allowed[None, None]
+    else:
+      x = jnp.take_along_axis(x, sites[:, None, :, None], axis=2)
+      allowed = allowed[:, None]
+    logits = self.head(self.norm(x)).astype(jnp.float32)
+    return jnp.where(allowed, logits, -jnp.inf)
+
+
+class MoveHead(nn.Module):
+  """Which way the observer moves: the action points at a cell, and asks it.
+
+  Logits over cells of each action start at zero, and on a scale that learns
+  fast: with sharp ones at the start, or products of embeddings, training gets
+  stuck on a wrong cell.
+  """
+
+  num_tokens: int
+  num_actions: int
+  num_moves: int
+  num_cells: int
+  width: int
+
+  @nn.compact
+  def __call__(self, tokens: jax.Array, action: jax.Array) -> jax.Array:
+    """`tokens [B, N]` and `action [B]` to `[B, num_moves]` float32 logits."""
+    table = self.param(
+      "places", nn.initializers.zeros, (self.num_actions, self.num_cells)
+    )
+    kinds = self.param(
+      "tokens", nn.initializers.normal(1.0), (self.num_tokens, self.width)
+    )
+    actions = self.param(
+      "actions", nn.initializers.normal(1.0), (self.num_actions, self.width)
+    )
+    share = jax.nn.softmax(10.0 * look_up(table, action), axis=-1)
+    asked = jnp.einsum("bn,bnd->bd", share, look_up(kinds, tokens))
+    x = jnp.concatenate([asked, look_up(actions, action)], axis=-1)
+    x = nn.silu(nn.Dense(2 * self.width)(x))
+    return nn.Dense(self.num_moves)(x)
+
+
+class Look(nn.Module):
+  """Attention from the sites of a block to the cells of finished frames.
+
+  Logits fall with the squared distance in the world and with the logarithm of
+  age, each head at its own learnt rate, and one more that is constant lets a
+  cell that no frame covers say so.
+
+  Attributes:
+    num_heads: Heads `H`.
+    width: Features of sites; a head has `width / H`.
+    places: `[G, 2]` nested tuple, where the sites lie, seen by the observer.
+    dtype: Of the computation; logits are float32.
+  """
+
+  num_heads: int
+  width: int
+  places: tuple[tuple[float, float], ...]
+  dtype: Any
+
+  def setup(self):
+    shape = (self.num_heads, self.width // self.num_heads)
+
+    def linear(features, axis=-1):
+      return nn.DenseGeneral(
+        features,
+        axis=axis,
+        use_bias=False,
+        dtype=self.dtype,
+        dot_general=embed.dot_general,
+      )
+
+    self.query = linear(shape)
+    self.key = linear(shape)
+    self.value = linear(shape)
+    self.out = linear(self.width, axis=(-2, -1))
+    zeros = nn.initializers.zeros
+    self.distance_rate = self.param("distance_rate", zeros, (self.num_heads,))
+    self.age_rate = self.param("age_rate", zeros, (self.num_heads,))
+    self.nothing = self.param("nothing", zeros, (self.num_heads,))
+
+  def keep(self, x: jax.Array) -> KeyValues:
+    """What is kept of features `[..., D]`: `[..., H, d]`."""
+    return KeyValues(self.key(x), self.value(x))
+
+  def __call__(self, x: jax.Array, frames: tuple[Seen, ...]) -> jax.Array:
+    """`x [B, Q, G, D]`; `frames` hold this layer's key-values, no `D` axis."""
+    query = self.query(x) * (self.width // self.num_heads) ** -0.5
+    near = jax.nn.softplus(self.distance_rate)[:, None, None]
+    fresh = jax.nn.softplus(self.age_rate)[:, None, None]
+    parts = []
+    for seen in frames:
+      key = seen.kv.key
+      dots = "bqghd,bqfnhd->bqhgfn" if key.ndim == 6 else "bqghd,bfnhd->bqhgfn"
+      logits = jnp.einsum(
+        dots, query, key, preferred_element_type=jnp.float32
+      )
+      logits = logits.reshape(*logits.shape[:4], -1)
+      batch, num, _, _, _ = seen.cells.shape
+      cells = seen.cells.reshape(batch, num, 1, -1, 2)
+      gap = [
+        cells[..., i]
+        - jnp.asarray([p[i] for p in self.places], jnp.float32)[
+          None, None, :, None
+        ]
+        for i in range(2)
+      ]
+      distance = (gap[0] ** 2 + gap[1] ** 2)[:, :, None]
+      age = jnp.log1p(seen.age).reshape(batch, num, 1, 1, -1)
+      logits = logits - near[None, None] * distance - fresh[None, None] * age
+      valid = seen.valid.reshape(batch, num, 1, 1, -1)
+      parts.append(jnp.where(valid, logits, -1e9))
+    nothing = self.nothing[None, None, :, None, None]
+    top = _greatest([p.max(-1, keepdims=True) for p in parts], nothing)
+    top = jax.lax.stop_gradient(top)
+    shares = [jnp.exp(p - top) for p in parts]
+    total = jnp.exp(nothing - top)
+    for share in shares:
+      total = total + share.sum(-1, keepdims=True)
+    answer = 0.0
+    for share, seen in zip(shares, frames, strict=True):
+      value = seen.kv.value
+      share = (share / total).astype(self.dtype)
+      if value.ndim == 6:
+        value = value.reshape(*value.shape[:2], -1, *value.shape[4:])
+        answer = answer + jnp.einsum("bqhgk,bqkhd->bqghd", share, value)
+      else:
+        value = value.reshape(value.shape[0], -1, *value.shape[3:])
+        answer = answer + jnp.einsum("bqhgk,bkhd->bqghd", share, value)
+    return self.out(answer)
+
+
+def _greatest(parts, start):
+  """The greatest of arrays, by element."""
+  for part in parts:
+    start = jnp.maximum(start, part)
+  return start
+
+
+class Within(nn.Module):
+  """Attention among the sites of a block, then a feed-forward layer."""
+
+  num_heads: int
+  mlp_width: int
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """`[..., G, D]` to the same."""
+    width = x.shape[-1]
+    shape = (self.num_heads, width // self.num_heads)
+
+    def linear(name, features, y, axis=-1):
+      return nn.DenseGeneral(
+        features,
+        axis=axis,
+        use_bias=False,
+        dtype=self.dtype,
+        dot_general=embed.dot_general,
+        name=name,
+      )(y)
+
+    lead = x.shape[:-2]
+    y = nn.RMSNorm(dtype=self.dtype, name="attention_norm")(x)
+    y = y.reshape(-1, *y.shape[-2:])
+    y = jax.nn.dot_product_attention(
+      linear("query", shape, y), linear("key", shape, y),
+      linear("value", shape, y),
+    )
+    y = linear("out", width, y, axis=(-2, -1))
+    x = x + y.reshape(*lead, *y.shape[-2:])
+    y = nn.RMSNorm(dtype=self.dtype, name="mlp_norm")(x)
+    y = nn.gelu(linear("up", self.mlp_width, y))
+    return x + linear("down", width, y)
+
+
+def both(context: Context) -> tuple[Seen, ...]:
+  """The parts of a context that there are."""
+  return tuple(s for s in (context.window, context.recalled) if s is not None)
+
+
+def of_layer(frames: tuple[Seen, ...], layer: Any) -> tuple[Seen, ...]:
+  """Frames with the key-values of one layer."""
+  return tuple(
+    s._replace(kv=jax.tree.map(lambda x: x[layer], s.kv)) for s in frames
+  )
+
+
+def block_places(
+  offsets: np.ndarray, length: int
+) -> tuple[tuple[float, float], ...]:
+  """Where a block's sites lie: cells at `offsets [N, 2]`, others in between."""
+  num_cells = len(offsets)
+  places = np.zeros((length, 2), np.float32)
+  places[length - num_cells :] = offsets
+  return tuple((float(row), float(col)) for row, col in places)
+
+
+def check_block(blocks: Any, length: int) -> None:
+  """Raises unless `blocks` are `[B, Q, G]` integers."""
+  if not jnp.issubdtype(jnp.result_type(blocks), jnp.integer):
+    raise TypeError(
+      f"blocks must be integer tokens, got dtype {jnp.result_type(blocks)}."
+    )
+  checks.check_shape("blocks", blocks, (None, None, length))
