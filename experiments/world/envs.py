@@ -104,9 +104,7 @@ def record(
       moved = env.step(key_step, state, action)
       going = alive == 1
       after = jax.tree.map(
-        lambda new, old: jnp.where(
-          _like(going, new), new, old
-        ),
+        lambda new, old: jnp.where(_like(going, new), new, old),
         moved,
         state,
       )
@@ -116,9 +114,7 @@ def record(
     _, rest = jax.lax.scan(
       step, (state, jnp.int32(0), jnp.int32(1)), jnp.arange(num_frames - 1)
     )
-    return jax.tree.map(
-      lambda a, b: jnp.concatenate([a[None], b]), first, rest
-    )
+    return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, rest)
 
   keys = jax.vmap(jax.random.fold_in, (None, 0))(
     key, jnp.arange(num_episodes, dtype=jnp.uint32)

@@ -198,9 +198,10 @@ def loops(
     gap = view.nearest((frames.pose[-1] - state.pose)[:2])
     closed = jnp.all(gap == 0)
     # Loops that went nowhere show nothing.
-    away = view.nearest(frames.pose[:, :2] - jnp.broadcast_to(
-      state.pose[None, :2], frames.pose[:, :2].shape
-    ))
+    away = view.nearest(
+      frames.pose[:, :2]
+      - jnp.broadcast_to(state.pose[None, :2], frames.pose[:, :2].shape)
+    )
     closed &= jnp.abs(away).sum(-1).max() >= out.shape[0]
     same = frames.tokens[-1] == state.tokens
     return (
@@ -294,10 +295,10 @@ def meetings(
       )
       return states._replace(memory=memory), frames
 
-    states, left = jax.lax.scan(walk, states, first)
-    states, seen = jax.lax.scan(walk, states, second)
-    left = jax.tree.map(lambda x: x[:, 0], left)
-    seen = jax.tree.map(lambda x: x[:, 1], seen)
+    path = jnp.concatenate([first, second])
+    _, frames = jax.lax.scan(walk, states, path)
+    left = jax.tree.map(lambda x: x[:steps, 0], frames)
+    seen = jax.tree.map(lambda x: x[steps:, 1], frames)
     same_pose = jnp.all(left.pose == seen.pose, -1)
     known = jax.vmap(metrics.known_cells, in_axes=(None, None, 0))(
       view, head.pose, seen.pose
@@ -309,13 +310,15 @@ def meetings(
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num))
   moving = [a for a, b in enumerate(system.env.opposite) if a != b]
   action = jnp.asarray(moving)[jnp.arange(num) % len(moving)]
-  both = []
-  for shared in (True, False):
-    run = jax.vmap(episode, in_axes=(0, 0, 0, None))
-    both.append(
-      jax.tree.map(lambda x: x.sum(0), run(keys, clip, action, shared))
+
+  def run(shared):
+    counts = jax.vmap(episode, in_axes=(0, 0, 0, None))(
+      keys, clip, action, shared
     )
-  return both[0], both[1]
+    return jax.tree.map(lambda x: x.sum(0), counts)
+
+  both = jax.lax.map(run, jnp.array([True, False]))
+  return tuple(jax.tree.map(lambda x, i=i: x[i], both) for i in range(2))
 
 
 def _cut(clip, at):

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common import plots
 from experiments.common import metrics as metrics_lib
+from experiments.common import plots
 from experiments.world import evaluate, experiment, figures, parts
 from jdiff import selection, training
 from jdiff.world import metrics
@@ -35,9 +35,7 @@ class Evaluator:
       functools.partial(evaluate.swap, system, prefix=prefix)
     )
     self._meetings = jax.jit(
-      functools.partial(
-        evaluate.meetings, system, steps=config.eval.loop_steps
-      )
+      functools.partial(evaluate.meetings, system, steps=config.eval.loop_steps)
     )
     self._loss = jax.jit(parts.loss(config, system.parts, clean=True))
 
@@ -138,7 +136,7 @@ class Evaluator:
     figures.gif(directory / "rollout.gif", env, rollouts)
     if self._can_return:
       clip, actions = self._loop_starts(key_loop)
-      loops = {}
+      loops, best = {}, 0
       for suffix, is_on in self._switches():
         found = training.fetch(
           self._loops(params, key_loop, clip, actions, is_on=is_on)
@@ -146,7 +144,8 @@ class Evaluator:
         start = np.asarray(clip.tokens)[:, :1]
         path = np.concatenate([start, found.tokens], axis=1)
         same = (path[:, 0] == path[:, -1]).mean(1)
-        best = int(np.argmax(same)) if not suffix else best
+        if not suffix:
+          best = int(np.argmax(same))
         loops["memory off" if suffix else "with memory"] = path[best]
       figures.film(directory / "loop.png", env, loops)
       figures.gif(directory / "loop.gif", env, loops)
@@ -175,9 +174,7 @@ class Evaluator:
     num, steps = self.config.eval.num_loops, self.config.eval.loop_steps
     clips = self.clips
     frames = np.linspace(0, clips.action.size - 1, num).astype(int)
-    clip = jax.tree.map(
-      lambda x: x.reshape(-1, 1, *x.shape[2:])[frames], clips
-    )
+    clip = jax.tree.map(lambda x: x.reshape(-1, 1, *x.shape[2:])[frames], clips)
     opposite = np.asarray(self.system.env.opposite)
     moving = jnp.asarray(np.flatnonzero(opposite != np.arange(len(opposite))))
     chosen = jax.random.choice(key, moving, (num, 1))
@@ -189,9 +186,7 @@ class Evaluator:
     true = self._rows().tokens[:, prefix:]
     result = {
       "token_kl": {
-        "value": float(
-          metrics.token_kl(tokens[:, -1], true[:, -1], num_tokens)
-        )
+        "value": float(metrics.token_kl(tokens[:, -1], true[:, -1], num_tokens))
       }
     }
     shape = self.system.env.view.shape

@@ -276,9 +276,9 @@ def _denoising(parts, params, keys, blocks, context, draw_masks, num_masks):
     return logits.reshape(batch * num_targets, *logits.shape[2:])
 
   if num_targets > 1:
-    keys = jax.vmap(
-      lambda k: keys_lib.per_example(k, num_targets)
-    )(keys).reshape(-1)
+    keys = jax.vmap(lambda k: keys_lib.per_example(k, num_targets))(
+      keys
+    ).reshape(-1)
   if draw_masks is None:
     draw_masks = masks_lib.count_masks(num_masks)
   # One mask at a time: the context belongs to a batch of this size.
@@ -322,6 +322,4 @@ def _clip_shape(parts, clip):
 def _check(parts, context_noise):
   rollout.check_sizes(parts.layout, parts.view, parts.memory, parts.window)
   if not 0 <= context_noise <= 1:
-    raise ValueError(
-      f"context_noise must lie in [0, 1], got {context_noise}."
-    )
+    raise ValueError(f"context_noise must lie in [0, 1], got {context_noise}.")

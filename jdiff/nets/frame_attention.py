@@ -93,8 +93,7 @@ def checked_sizes(
     )
   if sizes["width"] % sizes["num_heads"]:
     raise ValueError(
-      f"num_heads must divide width={sizes['width']}, got "
-      f"{sizes['num_heads']}."
+      f"num_heads must divide width={sizes['width']}, got {sizes['num_heads']}."
     )
   return sizes | {
     "allowed": tuple(tuple(bool(x) for x in row) for row in allowed),

@@ -19,9 +19,10 @@ Its gradient is one too; that of a gather is a scatter, slow on a CPU."""
 
 
 def look_up(table: jax.Array, tokens: jax.Array) -> jax.Array:
-  """Rows of `table [V, ...]` at int tokens `[...]`, or their mean under
-  probabilities `[..., V']`, `V' <= V`.
-  """  # noqa: D205
+  """Rows of `table [V, ...]` at tokens `[...]`, or their means.
+
+  Means are over probabilities `[..., V']` of the first `V' <= V` rows.
+  """
   if jnp.issubdtype(tokens.dtype, jnp.integer):
     if table.shape[0] > ONE_HOT_SIZE:
       return table[tokens]
@@ -72,10 +73,9 @@ class Ends(nn.Module):
 
   def logits(self, x: jax.Array, sites: Sites | None) -> jax.Array:
     """`[B, Q, G, D]` to `[B, Q, m, V]` float32."""
-    allowed = np.asarray(self.allowed)
     if sites is None:
-      sites = np.arange(len(allowed))
-    allowed = jnp.asarray(allowed)[sites]
+      sites = np.arange(len(self.allowed))
+    allowed = jnp.asarray(self.allowed)[sites]
     if np.ndim(sites) == 1:
       x = x[..., sites, :]
       allowed = allowed[None, None]
@@ -154,10 +154,18 @@ class Look(nn.Module):
     self.key = linear(shape)
     self.value = linear(shape)
     self.out = linear(self.width, axis=(-2, -1))
-    zeros = nn.initializers.zeros
-    self.distance_rate = self.param("distance_rate", zeros, (self.num_heads,))
-    self.age_rate = self.param("age_rate", zeros, (self.num_heads,))
-    self.nothing = self.param("nothing", zeros, (self.num_heads,))
+    heads = (self.num_heads,)
+    # Near cells first and old frames nearly as good as new ones: at the start
+    # a neighbour in the last frame must not outweigh the cell itself in an old
+    # one. Rates are learnt ten times as fast as other parameters: exact copies
+    # want steep ones.
+    self.distance_rate = self.param(
+      "distance_rate", nn.initializers.constant(0.2), heads
+    )
+    self.age_rate = self.param(
+      "age_rate", nn.initializers.constant(-0.2), heads
+    )
+    self.nothing = self.param("nothing", nn.initializers.zeros, heads)
 
   def keep(self, x: jax.Array) -> KeyValues:
     """What is kept of features `[..., D]`: `[..., H, d]`."""
@@ -166,55 +174,46 @@ class Look(nn.Module):
   def __call__(self, x: jax.Array, frames: tuple[Seen, ...]) -> jax.Array:
     """`x [B, Q, G, D]`; `frames` hold this layer's key-values, no `D` axis."""
     query = self.query(x) * (self.width // self.num_heads) ** -0.5
-    near = jax.nn.softplus(self.distance_rate)[:, None, None]
-    fresh = jax.nn.softplus(self.age_rate)[:, None, None]
-    parts = []
-    for seen in frames:
-      key = seen.kv.key
-      dots = "bqghd,bqfnhd->bqhgfn" if key.ndim == 6 else "bqghd,bfnhd->bqhgfn"
-      logits = jnp.einsum(
-        dots, query, key, preferred_element_type=jnp.float32
-      )
-      logits = logits.reshape(*logits.shape[:4], -1)
-      batch, num, _, _, _ = seen.cells.shape
-      cells = seen.cells.reshape(batch, num, 1, -1, 2)
-      gap = [
-        cells[..., i]
-        - jnp.asarray([p[i] for p in self.places], jnp.float32)[
-          None, None, :, None
-        ]
-        for i in range(2)
-      ]
-      distance = (gap[0] ** 2 + gap[1] ** 2)[:, :, None]
-      age = jnp.log1p(seen.age).reshape(batch, num, 1, 1, -1)
-      logits = logits - near[None, None] * distance - fresh[None, None] * age
-      valid = seen.valid.reshape(batch, num, 1, 1, -1)
-      parts.append(jnp.where(valid, logits, -1e9))
+    logits = [self._logits(query, seen) for seen in frames]
     nothing = self.nothing[None, None, :, None, None]
-    top = _greatest([p.max(-1, keepdims=True) for p in parts], nothing)
+    top = nothing
+    for part in logits:
+      top = jnp.maximum(top, part.max(axis=-1, keepdims=True))
     top = jax.lax.stop_gradient(top)
-    shares = [jnp.exp(p - top) for p in parts]
+    shares = [jnp.exp(part - top) for part in logits]
     total = jnp.exp(nothing - top)
     for share in shares:
-      total = total + share.sum(-1, keepdims=True)
-    answer = 0.0
+      total = total + share.sum(axis=-1, keepdims=True)
+    answers = []
     for share, seen in zip(shares, frames, strict=True):
+      assert seen.kv is not None
       value = seen.kv.value
+      dots = "bqhgk,bqkhd->bqghd" if value.ndim == 6 else "bqhgk,bkhd->bqghd"
+      value = value.reshape(*value.shape[:-4], -1, *value.shape[-2:])
       share = (share / total).astype(self.dtype)
-      if value.ndim == 6:
-        value = value.reshape(*value.shape[:2], -1, *value.shape[4:])
-        answer = answer + jnp.einsum("bqhgk,bqkhd->bqghd", share, value)
-      else:
-        value = value.reshape(value.shape[0], -1, *value.shape[3:])
-        answer = answer + jnp.einsum("bqhgk,bkhd->bqghd", share, value)
-    return self.out(answer)
+      answers.append(jnp.einsum(dots, share, value))
+    return self.out(sum(answers[1:], answers[0]))
 
-
-def _greatest(parts, start):
-  """The greatest of arrays, by element."""
-  for part in parts:
-    start = jnp.maximum(start, part)
-  return start
+  def _logits(self, query, seen):
+    """`[B, Q, H, G, F N]` float32, -1e9 where there is nothing to see."""
+    assert seen.kv is not None
+    key = seen.kv.key
+    dots = "bqghd,bqfnhd->bqhgfn" if key.ndim == 6 else "bqghd,bfnhd->bqhgfn"
+    logits = jnp.einsum(dots, query, key, preferred_element_type=jnp.float32)
+    logits = logits.reshape(*logits.shape[:4], -1)
+    batch, num = seen.cells.shape[:2]
+    cells = seen.cells.reshape(batch, num, 1, -1, 2)
+    places = jnp.asarray(self.places, jnp.float32)[None, None, :, None]
+    gaps = [cells[..., i] - places[..., i] for i in range(2)]
+    distance = (gaps[0] ** 2 + gaps[1] ** 2)[:, :, None]
+    age = jnp.log1p(seen.age).reshape(batch, num, 1, 1, -1)
+    near, fresh = (
+      jax.nn.softplus(10.0 * rate)[None, None, :, None, None]
+      for rate in (self.distance_rate, self.age_rate)
+    )
+    logits = logits - near * distance - fresh * age
+    valid = seen.valid.reshape(batch, num, 1, 1, -1)
+    return jnp.where(valid, logits, -1e9)
 
 
 class Within(nn.Module):
@@ -244,7 +243,8 @@ class Within(nn.Module):
     y = nn.RMSNorm(dtype=self.dtype, name="attention_norm")(x)
     y = y.reshape(-1, *y.shape[-2:])
     y = jax.nn.dot_product_attention(
-      linear("query", shape, y), linear("key", shape, y),
+      linear("query", shape, y),
+      linear("key", shape, y),
       linear("value", shape, y),
     )
     y = linear("out", width, y, axis=(-2, -1))

@@ -93,7 +93,9 @@ class View:
     A move that leads nowhere else than an earlier one is never answered.
     """
     num = self.num_moves
-    before = jnp.broadcast_to(before[..., None, :], (*before.shape[:-1], num, 3))
+    before = jnp.broadcast_to(
+      before[..., None, :], (*before.shape[:-1], num, 3)
+    )
     after = jnp.broadcast_to(after[..., None, :], before.shape)
     index = jnp.broadcast_to(jnp.arange(num), before.shape[:-1])
     reached = self.move(before, index)

@@ -144,7 +144,7 @@ class Layout:
     return jnp.argmin(jnp.abs(gap), axis=-1).astype(jnp.int32)
 
   def check_clip(self, clip: Clip) -> None:
-    """Raises unless a clip's shapes fit, and its values where they are known."""
+    """Raises unless a clip's shapes fit, and its values where known."""
     lead = np.shape(clip.action)
     checks.check_shape("tokens", clip.tokens, (*lead, self.num_cells))
     checks.check_shape("pose", clip.pose, (*lead, 3))

@@ -115,7 +115,7 @@ class Bank(NamedTuple):
   """Slots, and how many frames were admitted."""
 
   frames: Frames
-  count: jax.Array
+  num_written: jax.Array
 
 
 def bank(
@@ -174,10 +174,10 @@ def bank(
       shown = _shown(view, state.frames, cells).any(axis=0)
       is_new = jnp.mean(~shown) >= min_gain
       frame = frame._replace(valid=frame.valid & is_new)
-    slot = state.count % capacity
+    slot = state.num_written % capacity
     return Bank(
       put(state.frames, frame, slot),
-      state.count + frame.valid.astype(jnp.int32),
+      state.num_written + frame.valid.astype(jnp.int32),
     )
 
   def read(state, query):
@@ -246,8 +246,9 @@ def _content(view, frames, query, num_frames):
   # Frames in the window are shown already.
   first = jnp.min(jnp.where(query.window.valid, query.window.time, 2**30))
   outside = frames.valid & (frames.time < first)
-  return _top(jnp.mean(same, axis=1) + 1e-3 * _later(frames), outside,
-              num_frames)
+  return _top(
+    jnp.mean(same, axis=1) + 1e-3 * _later(frames), outside, num_frames
+  )
 
 
 class Map(NamedTuple):
@@ -415,9 +416,7 @@ def gated(
     tokens = values / jnp.maximum(values.sum(-1, keepdims=True), 1e-6)
     valid = phi @ state.seen >= threshold
     time = jnp.full(cells.shape[:1], state.time)
-    return jax.tree.map(
-      lambda x: x[None], Recalled(tokens, cells, time, valid)
-    )
+    return jax.tree.map(lambda x: x[None], Recalled(tokens, cells, time, valid))
 
   return Memory(init, write, read, 1)
 

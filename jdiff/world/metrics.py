@@ -26,9 +26,7 @@ class Tally(NamedTuple):
 
 def tally(hit: jax.Array, trial: jax.Array, axis=None) -> Tally:
   """Counts `hit & trial` and `trial`, both bool of one shape."""
-  return Tally(
-    jnp.sum(hit & trial, axis=axis), jnp.sum(trial, axis=axis)
-  )
+  return Tally(jnp.sum(hit & trial, axis=axis), jnp.sum(trial, axis=axis))
 
 
 def cell_classes(
@@ -53,9 +51,7 @@ def cell_classes(
   return jnp.stack([recent, before & ~recent, ~before])
 
 
-def known_cells(
-  view: View, prefix: jax.Array, pose: jax.Array
-) -> jax.Array:
+def known_cells(view: View, prefix: jax.Array, pose: jax.Array) -> jax.Array:
   """Which cells at `pose [3]` the frames at `prefix [T, 3]` show: `[N]`."""
   cells = view.cells(pose)
   return jax.vmap(view.visible, in_axes=(0, None))(prefix, cells).any(axis=0)
@@ -83,7 +79,9 @@ def token_kl(
   return jnp.sum(p * jnp.log(p / q))
 
 
-def psnr(image: jax.Array, reference: jax.Array, axis=(-3, -2, -1)) -> jax.Array:
+def psnr(
+  image: jax.Array, reference: jax.Array, axis=(-3, -2, -1)
+) -> jax.Array:
   """Peak signal-to-noise ratio in dB of pictures with values in `[0, 1]`."""
   error = jnp.mean((image - reference) ** 2, axis=axis)
   return -10 * jnp.log10(jnp.maximum(error, 1e-10))
@@ -104,9 +102,10 @@ def clip_features(
   x = jax.nn.one_hot(tokens, num_tokens)
   x = x.reshape(*tokens.shape[:2], rows, cols, num_tokens)
   fan_in = 2 * 3 * 3
-  kernel = jax.random.normal(
-    jax.random.key(0), (2, 3, 3, num_tokens, num_features)
-  ) / fan_in**0.5
+  kernel = (
+    jax.random.normal(jax.random.key(0), (2, 3, 3, num_tokens, num_features))
+    / fan_in**0.5
+  )
   y = jax.lax.conv_general_dilated(
     x,
     kernel,

@@ -88,9 +88,7 @@ class World(NamedTuple):
   denoiser: Callable[..., Any]
 
 
-def see(
-  view: View, pose: jax.Array, time: jax.Array, found: Recalled
-) -> Seen:
+def see(view: View, pose: jax.Array, time: jax.Array, found: Recalled) -> Seen:
   """Frames `[F]` as the observer at `pose` sees them, with `B = Q = 1`."""
   cells = view.relative(pose, found.cells).astype(jnp.float32)
   age = jnp.maximum(time - found.time, 0).astype(jnp.float32)
@@ -143,7 +141,8 @@ def world(
     blocks = jnp.zeros((1, 1, layout.length), jnp.int32)
     frames = memory_lib.empty_frames(window, layout.num_cells)
     nowhere = jnp.zeros(3, jnp.int32)
-    seen = see(view, nowhere, jnp.int32(0), memory_lib.as_recalled(view, frames))
+    found = memory_lib.as_recalled(view, frames)
+    seen = see(view, nowhere, jnp.int32(0), found)
     shapes = jax.eval_shape(network.encode, params, blocks, seen)
     kv = jax.tree.map(
       lambda x: jnp.zeros((x.shape[0], window, *x.shape[3:]), x.dtype), shapes
@@ -169,6 +168,9 @@ def world(
     tokens = layout.cells(block)
     frame = Frames(tokens, pose, state.time, jnp.array(True))
     slot = state.time % window
+    remembered = state.memory
+    if not freeze_memory:
+      remembered = memory.write(remembered, frame)
     return WorldState(
       tokens=tokens,
       pose=pose,
@@ -181,7 +183,7 @@ def world(
         state.kv,
         kv,
       ),
-      memory=state.memory if freeze_memory else memory.write(state.memory, frame),
+      memory=remembered,
     )
 
   def predict_move(params, state, action):
@@ -206,9 +208,7 @@ def world(
       move = jnp.maximum(view.move_between(state.pose, pose), 0)
       move = jnp.where(first, 0, move)
     block = layout.pack(
-      layout_lib.Clip(
-        tokens, action, move, pose, jnp.int32(0), jnp.int32(1)
-      )
+      layout_lib.Clip(tokens, action, move, pose, jnp.int32(0), jnp.int32(1))
     )
     return absorb(params, state, block, pose, False)
 
@@ -330,8 +330,7 @@ def check_sizes(
       )
     if num_cells != layout.num_cells:
       raise ValueError(
-        f"memory must hold frames of {layout.num_cells} cells, got "
-        f"{num_cells}."
+        f"memory must hold frames of {layout.num_cells} cells, got {num_cells}."
       )
 
 
