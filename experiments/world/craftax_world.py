@@ -46,6 +46,7 @@ BLOCKS = (
   "ripe_plant",
 )
 OUT_OF_BOUNDS = BLOCKS.index("out_of_bounds")
+LAVA = BLOCKS.index("lava")
 # Where two share a cell, the later one is seen.
 MOBS = ("zombies", "cows", "skeletons", "arrows")
 FIRST_MOB = len(BLOCKS)
@@ -104,7 +105,11 @@ def env() -> envs.Env:
   game = optional.load("craftax.craftax_env").make_craftax_env_from_name(
     NAME, auto_reset=False
   )
+  rules = optional.load("craftax.craftax_classic.constants")
   params = game.default_params
+  # Ways are not kept to into what stops, or ends, a walk.
+  stops = (*np.asarray(rules.SOLID_BLOCKS), OUT_OF_BOUNDS, LAVA)
+  is_stop = np.isin(np.arange(len(BLOCKS)), stops)
   view = View(*SHAPE, (SHAPE[0] // 2, SHAPE[1] // 2), MOVES)
   # noop, each way, do.
   chances = np.array([0.05, 0.175, 0.175, 0.175, 0.175, 0.25])
@@ -137,13 +142,15 @@ def env() -> envs.Env:
     return found.at[middle].set(player).astype(jnp.int32)
 
   def policy(key, state, last):
-    del state
     key_repeat, key_new = jax.random.split(key)
     new = jax.random.choice(key_new, len(ACTIONS), p=chances)
-    # A second `do` in place seldom does more; only ways are kept to.
-    keep = jax.random.uniform(key_repeat) < 0.8
+    faced = rules.DIRECTIONS[state.game.player_direction]
+    ahead = (state.game.player_position + faced)[None]
+    free = ~jnp.asarray(is_stop)[blocks(state.game.map, ahead)[0]]
+    # A second `do` in place seldom does more: only ways are kept to.
     is_way = (last > 0) & (last < len(ACTIONS) - 1)
-    return jnp.where(keep & is_way, last, new).astype(jnp.int32)
+    keep = (jax.random.uniform(key_repeat) < 0.8) & is_way & free
+    return jnp.where(keep, last, new).astype(jnp.int32)
 
   return envs.Env(
     name="craftax",

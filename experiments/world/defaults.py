@@ -13,8 +13,8 @@ def base(name: str) -> ml_collections.ConfigDict:
   config.variant = ""
   config.seed = 0
 
-  # "tiles", "craftax", "minatar" or "navix"; the last three need the extra
-  # "worlds". Sizes are those of the tile world.
+  # "tiles", "craftax", "minatar" or "navix"; the others need the
+  # extras "worlds" and "navix". Sizes are those of the tile world.
   config.env = ml_collections.ConfigDict()
   config.env.name = name
   config.env.size = 24

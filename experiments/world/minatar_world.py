@@ -10,7 +10,7 @@ Source:
   Reproducible Reinforcement Learning Experiments" (2019); the package `gymnax`.
 """
 
-import importlib
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -117,17 +117,19 @@ def env(
   game: str = "Breakout-MinAtar",
   *,
   cell_size: int = 4,
-  skill: float = 0.9,
+  skill: float = 0.5,
 ) -> envs.Env:
   """A MinAtar game, `N = 100` cells.
 
-  Clips are recorded at random, but for Breakout: there the paddle follows the
-  ball with probability `skill`, or an episode would be over in a few bounces.
+  Clips are recorded at random, but for Breakout: there the paddle is where the
+  ball comes down, or an episode would be over in a few bounces. While there is
+  time it moves at random too, so that actions do not follow from frames.
 
   Args:
     game: One of `GAMES`.
     cell_size: Rows and columns of pixels that a cell takes in `pixels`.
-    skill: Share of steps at which Breakout's paddle follows the ball.
+    skill: Share of steps at which Breakout's paddle heads for the ball although
+      it has time.
 
   Raises:
     ValueError: If `game` is unknown or an option out of range.
@@ -139,7 +141,115 @@ def env(
   if not 0 <= skill <= 1:
     raise ValueError(f"skill must lie in [0, 1], got {skill}.")
   rules = GAMES[game]
-  made = optional.load("gymnax").make(game)
-  gym, params = made
+  gym, params = optional.load("gymnax").make(game)
+  view = View(SIZE, SIZE, (0, 0))
   colours = palette(game)
-  planes_of = jnp.asarray(plane_table(game))
+  bits = planes(game)
+  # A number for each set of planes, and the token of it; -1 is no token.
+  weights = 1 << np.arange(bits.shape[1])
+  table = np.full(1 << bits.shape[1], -1, np.int32)
+  table[bits @ weights] = np.arange(len(bits))
+
+  @optional.lenient
+  def reset(key):
+    _, state = gym.reset_env(key, params)
+    return _settled(state, 0.0, False)
+
+  @optional.lenient
+  def step(key, state, action):
+    _, after, reward, done, _ = gym.step_env(key, state.game, action, params)
+    done |= after.time >= params.max_steps_in_episode
+    return _settled(after, reward, state.done | done)
+
+  @optional.lenient
+  def tokens(state):
+    shown = gym.get_obs(state.game).reshape(SIZE * SIZE, -1) > 0
+    number = (shown * jnp.asarray(weights)[None]).sum(-1)
+    return jnp.asarray(table)[number]
+
+  def pixels(state):
+    image = jnp.asarray(colours)[tokens(state)].reshape(SIZE, SIZE, 3)
+    image = image.repeat(cell_size, axis=0).repeat(cell_size, axis=1)
+    return image.astype(jnp.float32) / 255
+
+  def policy(key, state, last):
+    key_repeat, key_new, key_skill, key_turn = jax.random.split(key, 4)
+    new = jax.random.choice(
+      key_new, len(rules.actions), p=np.array(rules.chances)
+    )
+    keep = jax.random.uniform(key_repeat) < rules.repeat
+    action = jnp.where(keep, last, new)
+    if game == "Breakout-MinAtar":
+      way, slack = _landing(key_turn, state.game)
+      heads = (jax.random.uniform(key_skill) < skill) | (slack < 2)
+      action = jnp.where(heads, jnp.array([0, 2, 1])[way], action)
+    return action.astype(jnp.int32)
+
+  return envs.Env(
+    name=game,
+    view=view,
+    num_tokens=len(bits),
+    num_actions=len(rules.actions),
+    action_names=rules.actions,
+    opposite=rules.opposite,
+    reset=reset,
+    step=step,
+    tokens=tokens,
+    pose=lambda state: jnp.zeros(3, jnp.int32),
+    reward=lambda state: state.reward,
+    done=lambda state: state.done,
+    policy=policy,
+    palette=colours,
+    rewards=(0.0, 1.0),
+    pixels=pixels,
+  )
+
+
+def planes(game: str) -> np.ndarray:
+  """`[V, P]` int: which planes of `game` are set where each token stands."""
+  rules = GAMES[game]
+  rows = []
+  for choice in itertools.product(*[(None, *group) for group in rules.groups]):
+    row = [0] * len(rules.colours)
+    for plane in choice:
+      if plane is not None:
+        for index in (plane, *rules.implied.get(plane, ())):
+          row[index] = 1
+    rows.append(row)
+  return np.array(rows)
+
+
+def palette(game: str) -> np.ndarray:
+  """`[V, 3]` uint8: the mean colour of the planes set, no two alike."""
+  bits = planes(game)
+  total = bits @ np.array(GAMES[game].colours)
+  return (total // np.maximum(bits.sum(1, keepdims=True), 1)).astype(np.uint8)
+
+
+def _landing(key, game):
+  """The way (-1, 0, 1) to where Breakout's ball comes down, and spare steps.
+
+  A paddle under the ball's last column turns it up, one under the next column
+  turns it back as well: which of them is left to chance, or all episodes would
+  be alike.
+  """
+  down = game.ball_dir >= 2
+  right = (game.ball_dir == 1) | (game.ball_dir == 2)
+  # To the row above the paddle's. Up, it is taken to turn below the lowest row
+  # of bricks, one step lost.
+  last = SIZE - 2
+  steps = jnp.where(
+    down, last - game.ball_y, jnp.maximum(game.ball_y - 4, 0) + last - 3
+  )
+  steps += jnp.where(steps == 0, jax.random.bernoulli(key), 0)
+  # Walls fold the line: 9 is followed by 9, and 0 by 0.
+  line = (game.ball_x + jnp.where(right, 1, -1) * steps) % (2 * SIZE)
+  gap = jnp.minimum(line, 2 * SIZE - 1 - line) - game.pos
+  # Where bricks are gone it turns later, up to some columns further on.
+  return jnp.sign(gap), steps - jnp.abs(gap) - jnp.where(down, 0, 3)
+
+
+def _settled(game, reward, done):
+  """Carries keep their types; the package begins with Python numbers."""
+  state = MinAtarState(game, jnp.float32(reward), jnp.asarray(done))
+  return jax.tree.map(lambda x: jnp.asarray(x, jnp.asarray(x).dtype), state)

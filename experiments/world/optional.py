@@ -1,4 +1,4 @@
-"""Packages of the extra `worlds`: imported when a world of theirs is made."""
+"""Packages of the extras: imported when a world of theirs is made."""
 
 import functools
 import importlib
@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 
-def load(module: str) -> Any:
+def load(module: str, extra: str = "worlds") -> Any:
   """Imports `module`, or says what to install.
 
   Raises:
@@ -20,7 +20,7 @@ def load(module: str) -> Any:
     package = module.split(".")[0]
     raise ImportError(
       f"this world needs the package {package}: "
-      'pip install "jdiff-research[worlds]".'
+      f'pip install "jdiff-research[{extra}]".'
     ) from error
 
 

@@ -107,7 +107,7 @@ def memory(config, env: envs.Env) -> world.Memory:
   return memory_lib.switched(made)
 
 
-MAP_SHAPES = {"craftax": (80, 80)}
+MAP_SHAPES = {"craftax": (80, 80), "navix": (32, 32)}
 """Of worlds that are no torus: their map with the view around it."""
 
 

@@ -23,6 +23,7 @@ from PIL import Image
 
 from experiments.world import envs, evaluate, parts
 from jdiff import training
+from jdiff.world import layout as layout_lib
 
 ARROWS = {"A": "north", "B": "south", "C": "east", "D": "west"}
 """Last bytes of the arrow keys' sequences, and the actions they mean."""
@@ -81,6 +82,7 @@ class Player:
           f"action must be one of {', '.join(names)}, got {action!r}."
         )
       action = names.index(action)
+    layout_lib.check_range("action", np.asarray(action), len(names))
     self.state, frame = self._step(
       self.params, self.key, self.state, jnp.int32(action)
     )

@@ -4,7 +4,7 @@
       --workdir=W
 
 The observer turns, and its view with it: poses have a heading. Needs the
-package navix: pip install 'jdiff-research[worlds]'.
+package navix: pip install 'jdiff-research[navix]'.
 
 | variant | what differs | hardware, time |
 |---|---|---|

@@ -47,6 +47,8 @@ def autoencoder(
   num_layers: int = 0,
   num_heads: int = 1,
   mlp_ratio: int = 4,
+  center: float = 0.5,
+  scale: float = 0.5,
   remat: bool = False,
   compute_dtype: DTypeLike = jnp.float32,
 ) -> AutoEncoder:
@@ -56,7 +58,7 @@ def autoencoder(
     tokenizer = tokenizers.fsq(net.encode, net.decode, levels)
 
   Args:
-    shape: `(H, W, C)` of a frame, whose pixels are in `[0, 1]`.
+    shape: `(H, W, C)` of a frame.
     num_latents: Latents `D` of a patch.
     patch_size: Side `p` of a patch; divides `H` and `W`. `N = H W / p^2`.
     width: Features of the residual stream.
@@ -65,6 +67,9 @@ def autoencoder(
     num_heads: Attention heads; divides `width` into heads whose size is a
       multiple of four, if there are blocks.
     mlp_ratio: Hidden width of the feed-forward layers over `width`.
+    center: Of the pixels' values.
+    scale: Of their spread: the layers see `(pixels - center) / scale` on one
+      side and answer it on the other.
     remat: Recomputes each block's activations in the backward pass, trading
       about a third more time for memory that hardly grows with depth.
     compute_dtype: Dtype of the layers. Parameters, softmaxes, norms' moments,
@@ -95,6 +100,8 @@ def autoencoder(
   for name, size in sizes.items():
     checks.check_int(name, size)
   checks.check_int("num_layers", num_layers, minimum=0)
+  center = checks.check_finite("center", center)
+  scale = checks.check_finite("scale", scale, positive=True)
   if frame[0] % patch_size or frame[1] % patch_size:
     raise ValueError(
       f"patch_size must divide H and W, got patch_size={patch_size} and "
@@ -133,8 +140,8 @@ def autoencoder(
 
   def encode(params: Params, obs: jax.Array) -> jax.Array:
     _check("obs", obs, frame)
-    # Half a unit around zero, as the latents are on the other side.
-    x = patchify(obs.reshape(-1, *frame) - 0.5, patch_size)
+    x = (obs.reshape(-1, *frame) - center) / scale
+    x = patchify(x, patch_size)
     z = cast(jax.Array, encoder.apply({"params": params["encoder"]}, x))
     return z.reshape(*obs.shape[:-3], num_cells, num_latents)
 
@@ -142,7 +149,7 @@ def autoencoder(
     _check("z", z, (num_cells, num_latents))
     x = z.reshape(-1, num_cells, num_latents)
     x = cast(jax.Array, decoder.apply({"params": params["decoder"]}, x))
-    obs = unpatchify(x + 0.5, frame, patch_size)
+    obs = unpatchify(x * scale + center, frame, patch_size)
     return obs.reshape(*z.shape[:-2], *frame)
 
   return AutoEncoder(init, encode, decode)

@@ -113,6 +113,7 @@ def as_world_network(
 
   def call(name):
     def method(params: Params, *args: Any) -> Any:
+      _check_vocabulary(params, len(module.allowed[0]))
       return module.apply({"params": params}, *args, method=name)
 
     return method
@@ -138,6 +139,16 @@ def as_world_network(
     return call("move")(params, tokens, action)
 
   return WorldNetwork(init, encode, recall, logits, move)
+
+
+def _check_vocabulary(params: Params, num_tokens: int) -> None:
+  """Raises unless parameters are of a network of `num_tokens` and the mask."""
+  given = params["ends"]["tokens"].shape[0] - 1
+  if given != num_tokens:
+    raise ValueError(
+      f"params must be of a vocabulary of {num_tokens} tokens, got those of "
+      f"{given}; load a checkpoint of the same environment and layout."
+    )
 
 
 class _FrameAttention(nn.Module):
