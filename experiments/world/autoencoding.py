@@ -148,22 +148,13 @@ def frame_shape(env: envs.Env) -> tuple[int, int, int]:
 
 
 def recorded(config, env: envs.Env, split: str):
-  """Clips of a split and their frames, `[E, T, H, W, C]` uint8.
-
-  Whole episodes only, the same as those of `experiment.recorded`.
-  """
-  stream = {"train": 0, "test": 1}[split]
-  num = config.data.num_episodes if split == "train" else config.data.num_test
-  key = jax.random.fold_in(jax.random.key(config.seed), 2**20 + stream)
-  clip, frames = envs.record(
+  """Clips of a split and their frames, `[E, T, H, W, C]` uint8."""
+  return parts_lib.recorded(
+    config,
     env,
-    key,
-    num,
-    config.data.num_frames,
-    observe=lambda state: jnp.round(255 * env.pixels(state)).astype(jnp.uint8),
+    split,
+    lambda state: jnp.round(255 * env.pixels(state)).astype(jnp.uint8),
   )
-  kept = np.asarray(clip.alive).all(axis=1)
-  return envs.whole(clip), np.asarray(frames)[kept]
 
 
 def as_floats(frames):

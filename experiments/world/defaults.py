@@ -27,6 +27,9 @@ def base(name: str) -> ml_collections.ConfigDict:
   config.data.num_episodes = 256
   config.data.num_frames = 48
   config.data.num_test = 48
+  # The environment's "actions", or "latent" ones, told from frames alone.
+  config.data.labels = "actions"
+  config.data.num_codes = 8
 
   # "frame_attention", one target a clip, or "axial", two streams and all.
   config.net = ml_collections.ConfigDict()

@@ -134,14 +134,19 @@ def record(
   return clip if observe is None else (clip, seen)
 
 
-def whole(clip: Clip) -> Clip:
-  """The clips `[E', T]` whose episodes did not end, as NumPy arrays."""
+def whole(clip: Any) -> Any:
+  """Of what `record` answers the episodes `[E']` that did not end.
+
+  Raises:
+    ValueError: If all of them ended.
+  """
   clip = jax.tree.map(np.asarray, clip)
-  kept = clip.alive.all(axis=1)
+  alive = (clip if isinstance(clip, Clip) else clip[0]).alive
+  kept = alive.all(axis=1)
   if not kept.any():
     raise ValueError(
-      f"all {len(kept)} episodes ended within {clip.alive.shape[1]} frames; "
-      "pass fewer frames or another policy."
+      f"all {len(kept)} episodes ended within {alive.shape[1]} frames; pass "
+      "fewer frames or another policy."
     )
   return jax.tree.map(lambda x: x[kept], clip)
 

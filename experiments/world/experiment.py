@@ -4,7 +4,6 @@ import functools
 
 import jax
 import ml_collections
-import numpy as np
 import optax
 
 from experiments.common import data as data_lib
@@ -34,7 +33,7 @@ def build(
 
   @functools.cache
   def source():
-    clips = recorded(config, env, "train")
+    clips = system.label(parts.recorded(config, env, "train"))
     rows = data_lib.batches(
       len(clips.action), batch_size=config.batch_size, seed=config.seed
     )
@@ -79,12 +78,3 @@ def build(
     batches=None if online else batches,
     figures=evaluator.figures,
   )
-
-
-def recorded(config, env: envs.Env, split: str) -> envs.Clip:
-  """The clips of a split, as NumPy arrays; whole episodes only."""
-  stream = {"train": 0, "test": 1}[split]
-  num = config.data.num_episodes if split == "train" else config.data.num_test
-  key = jax.random.fold_in(jax.random.key(config.seed), 2**20 + stream)
-  clip = envs.record(env, key, num, config.data.num_frames)
-  return jax.tree.map(np.asarray, envs.whole(clip))

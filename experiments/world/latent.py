@@ -1,6 +1,7 @@
 """Actions for recorded clips that have none, and how well they are told."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,7 +19,12 @@ CHUNK = 1024
 
 
 def fit(
-  env: envs.Env, clip: Clip, key: jax.Array, *, num_codes: int, num_steps: int
+  env: envs.Env,
+  clip: Clip,
+  key: jax.Array,
+  *,
+  num_codes: int,
+  num_steps: int = 200,
 ) -> tuple[Any, Any]:
   """Fits codes to the transitions of clips `[E, T]`: `(params, network)`."""
   network = nets.shifts(env.view.shape, env.num_tokens, num_codes)
@@ -70,6 +76,22 @@ def label(params: Any, network: Any, clip: Clip) -> Clip:
   return clip._replace(action=action.astype(np.int32))
 
 
+def relabelled(
+  env: envs.Env, clip: Clip, key: jax.Array, *, num_codes: int
+) -> tuple[envs.Env, Callable[[Clip], Clip]]:
+  """The environment with codes for actions, and what labels its clips."""
+  params, network = fit(env, clip, key, num_codes=num_codes)
+  coded = label(params, network, clip).action[:, 1:]
+  return (
+    env._replace(
+      num_actions=num_codes,
+      action_names=tuple(f"code {i}" for i in range(num_codes)),
+      opposite=opposites(coded, clip.move[:, 1:], env, num_codes),
+    ),
+    lambda clip: label(params, network, clip),
+  )
+
+
 def purity(codes: np.ndarray, labels: np.ndarray) -> float:
   """Share of transitions whose code's commonest label is theirs."""
   codes, labels = np.ravel(codes), np.ravel(labels)
@@ -79,12 +101,13 @@ def purity(codes: np.ndarray, labels: np.ndarray) -> float:
   return right / len(codes)
 
 
-def opposites(codes: np.ndarray, moves: np.ndarray, env: envs.Env) -> tuple:
+def opposites(
+  codes: np.ndarray, moves: np.ndarray, env: envs.Env, num_codes: int
+) -> tuple[int, ...]:
   """For each code the one that mostly undoes its move; itself if none does."""
-  num = int(codes.max()) + 1
   commonest = [
     int(np.bincount(moves[codes == c]).argmax()) if (codes == c).any() else 0
-    for c in range(num)
+    for c in range(num_codes)
   ]
   steps = [env.view.moves[m] for m in commonest]
   back = [tuple(-x for x in step) for step in steps]

@@ -1,13 +1,14 @@
 """What a world config names: environment, layout, network, memory, world."""
 
-import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 
 from experiments.common import config as config_lib
-from experiments.world import envs, tile_world
+from experiments.world import envs, latent, tile_world
 from jdiff import nets, world
 from jdiff.core import checks
 from jdiff.core.frames import WorldNetwork
@@ -28,13 +29,13 @@ class System(NamedTuple):
     env: The true world.
     parts: Of the losses and of play: one network, one memory.
     world: The model of it, as the sampler's settings play it.
-    best: The same with one step and the likeliest tokens.
+    label: Clips as the model sees them: their actions its own.
   """
 
   env: envs.Env
   parts: world_model.Parts
   world: world.World
-  best: world.World
+  label: Callable[[world.Clip], world.Clip]
 
 
 def env(config) -> envs.Env:
@@ -141,6 +142,7 @@ def network(config, env: envs.Env, layout: world.Layout) -> WorldNetwork:
 def system(config, environment: envs.Env | None = None) -> System:
   """Joins the parts that a config names."""
   environment = env(config.env) if environment is None else environment
+  environment, label = _labels(config, environment)
   sizes = layout(environment)
   parts = world_model.Parts(
     network(config, environment, sizes),
@@ -149,18 +151,55 @@ def system(config, environment: envs.Env | None = None) -> System:
     memory(config, environment),
     checks.check_int("config.window", config.window),
   )
-  join = functools.partial(world.world, *parts[:4], window=parts.window)
   sampler = config.sampler
-  return System(
-    environment,
-    parts,
-    join(
-      num_steps=sampler.num_steps,
-      order=sampler.order,
-      temperature=sampler.temperature,
-      min_p=sampler.min_p,
-    ),
-    join(num_steps=1, temperature=0.0, min_p=0.0),
+  model = world.world(
+    *parts[:4],
+    window=parts.window,
+    num_steps=sampler.num_steps,
+    order=sampler.order,
+    temperature=sampler.temperature,
+    min_p=sampler.min_p,
+  )
+  return System(environment, parts, model, label)
+
+
+def _labels(config, env: envs.Env):
+  """The environment with the actions that clips are labelled with."""
+  labels = config.data.labels
+  if labels == "actions":
+    return env, lambda clip: clip
+  if labels != "latent":
+    raise ValueError(
+      f"config.data.labels must be 'actions' or 'latent', got {labels!r}."
+    )
+  if config.data.source != "recorded":
+    raise ValueError(
+      "config.data.labels='latent' needs config.data.source='recorded', got "
+      f"{config.data.source!r}."
+    )
+  return latent.relabelled(
+    env,
+    recorded(config, env, "train"),
+    jax.random.fold_in(jax.random.key(config.seed), 2**20 + 2),
+    num_codes=config.data.num_codes,
+  )
+
+
+def recorded(
+  config,
+  env: envs.Env,
+  split: str,
+  observe: Callable[[Any], Any] | None = None,
+):
+  """The clips of a split, as NumPy arrays; whole episodes only.
+
+  With `observe`, `(clips, what it saw of each frame)`.
+  """
+  stream = {"train": 0, "test": 1}[split]
+  num = config.data.num_episodes if split == "train" else config.data.num_test
+  key = jax.random.fold_in(jax.random.key(config.seed), 2**20 + stream)
+  return envs.whole(
+    envs.record(env, key, num, config.data.num_frames, observe=observe)
   )
 
 
@@ -207,6 +246,7 @@ def check(config) -> None:
     "data.num_episodes",
     "data.num_frames",
     "data.num_test",
+    "data.num_codes",
     "eval.num_prefix",
     "eval.horizon",
     "eval.loop_steps",

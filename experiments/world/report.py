@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.common import metrics as metrics_lib
 from experiments.common import plots
-from experiments.world import evaluate, experiment, figures, parts
+from experiments.world import evaluate, figures, latent, parts
 from jdiff import selection, training
 from jdiff.world import metrics
 
@@ -42,7 +42,8 @@ class Evaluator:
   @functools.cached_property
   def clips(self):
     """Held-out episodes, as NumPy arrays."""
-    return experiment.recorded(self.config, self.system.env, "test")
+    clips = parts.recorded(self.config, self.system.env, "test")
+    return self.system.label(clips)
 
   @property
   def has_memory(self):
@@ -97,6 +98,9 @@ class Evaluator:
       )
       result |= _share("meeting_accuracy", shared)
       result |= _share("meeting_accuracy_apart", apart)
+    if self.config.data.labels == "latent":
+      share = latent.purity(clips.action[:, 1:], clips.move[:, 1:])
+      result["action_purity"] = {"value": share}
     result["nfe"] = self.config.sampler.num_steps
     return result
 

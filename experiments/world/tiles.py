@@ -11,9 +11,9 @@ tokens a frame, two frames of window, two recalled from a bank.
 | smoke | 20 steps, tiny | 2 cores, under 1 min |
 | cpu | 800 steps, 75k parameters | 2 cores, 4 min |
 | cpu_map, cpu_gated, cpu_near, cpu_content | another memory | 2 cores, 4 min |
+| cpu_latent | actions told from frames alone, eight codes | 2 cores, 4 min |
 | cpu_clean | no noise on the context | 2 cores, 4 min |
 | cpu_axial | two streams, every frame a target | 2 cores |
-| pod | axial, clips made in the step | v5e:4x4, compiled only |
 """  # noqa: E501
 
 import functools
@@ -47,27 +47,6 @@ def _axial():
   return config
 
 
-def _pod():
-  config = _axial()
-  config.data.source = "online"
-  config.data.num_frames = 64
-  config.net.width, config.net.num_layers = 768, 12
-  config.net.num_heads = 12
-  config.net.compute_dtype = "bfloat16"
-  config.net.remat = True
-  config.window = 32
-  config.memory.capacity, config.memory.num_frames = 2048, 8
-  config.batch_size = 512
-  config.context_noise = 0.2
-  config.learning_rate = 3e-4
-  config.warmup_steps = 5000
-  config.num_steps = 200_000
-  config.ema_decay = 0.9999
-  config.log_every = 100
-  config.eval_every = config.checkpoint_every = 5000
-  return config
-
-
 VARIANTS = {
   "smoke": _smoke,
   "cpu": _cpu,
@@ -75,7 +54,7 @@ VARIANTS = {
   "cpu_gated": functools.partial(_cpu, **{"memory.kind": "gated"}),
   "cpu_near": functools.partial(_cpu, **{"memory.rank": "near"}),
   "cpu_content": functools.partial(_cpu, **{"memory.rank": "content"}),
+  "cpu_latent": functools.partial(_cpu, **{"data.labels": "latent"}),
   "cpu_clean": functools.partial(_cpu, context_noise=0.0),
   "cpu_axial": _axial,
-  "pod": _pod,
 }

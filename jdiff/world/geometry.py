@@ -1,10 +1,12 @@
 """Where an observer's cells lie in the world: poses, moves, distances.
 
 A pose is `(row, col, heading)`, int32. The heading counts quarter turns
-clockwise from facing the top of the map; an observer that never turns keeps 0.
+clockwise from facing the top of the map. Where no move turns, it is not looked
+at, and taken as 0.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,9 +46,31 @@ class View:
       raise ValueError(
         f"moves must be (rows, cols, quarter turns), got {self.moves}."
       )
+    if len(self.origin) != 2:
+      raise ValueError(f"origin must be (row, col), got {self.origin}.")
     if self.period is not None:
-      for name, size in zip(("rows", "cols"), self.period, strict=True):
-        checks.check_int(f"period's {name}", size)
+      self._check_period(self.period)
+
+  def _check_period(self, period):
+    if len(period) != 2:
+      raise ValueError(f"period must be (rows, cols), got {period}.")
+    for name, size in zip(("rows", "cols"), period, strict=True):
+      checks.check_int(f"period's {name}", size)
+    ways = range(4 if self._turns else 1)
+    for axis in range(2):
+      # Further away than half way round, a cell would be taken for another.
+      seen = np.stack([_turned(self.offsets, way)[:, axis] for way in ways])
+      size = period[axis]
+      if seen.min() < -(size // 2) or seen.max() >= size - size // 2:
+        raise ValueError(
+          "period must be so large that every cell in view is nearest that "
+          f"way round: got {period}, with cells from {seen.min()} to "
+          f"{seen.max()} along axis {axis}."
+        )
+
+  @property
+  def _turns(self) -> bool:
+    return any(turn for _, _, turn in self.moves)
 
   @property
   def num_cells(self) -> int:
@@ -74,12 +98,12 @@ class View:
     )
     heading = jnp.broadcast_to(pose[..., None, 2], offsets.shape[:-1])
     place = jnp.broadcast_to(pose[..., None, :2], offsets.shape)
-    return place + _turn(offsets, heading)
+    return place + self._turn(offsets, heading)
 
   def move(self, pose: jax.Array, move: jax.Array) -> jax.Array:
     """The pose `[..., 3]` after moves `[...]` of the given index."""
     step = jnp.asarray(self.moves, jnp.int32)[move]
-    place = pose[..., :2] + _turn(step[..., :2], pose[..., 2])
+    place = pose[..., :2] + self._turn(step[..., :2], pose[..., 2])
     if self.period is not None:
       place = jnp.stack(
         [place[..., i] % self.period[i] for i in range(2)], axis=-1
@@ -118,7 +142,7 @@ class View:
     """World cells `[..., N, 2]` as `pose [..., 3]` sees them, in its frame."""
     place = jnp.broadcast_to(pose[..., None, :2], cells.shape)
     heading = jnp.broadcast_to(pose[..., None, 2], cells.shape[:-1])
-    return _turn(self.nearest(cells - place), -heading)
+    return self._turn(self.nearest(cells - place), -heading)
 
   def visible(self, pose: jax.Array, cells: jax.Array) -> jax.Array:
     """Whether each of world cells `[..., N, 2]` is in view: `[..., N]` bool."""
@@ -132,15 +156,20 @@ class View:
     """`(rows, cols)` of a frame."""
     return (self.rows, self.cols)
 
+  def _turn(self, offsets: jax.Array, quarters: jax.Array) -> jax.Array:
+    """`offsets [..., 2]` turned clockwise by `quarters [...]`."""
+    if not self._turns:
+      return offsets
+    return jnp.select(
+      [(quarters % 4 == way)[..., None] for way in range(3)],
+      [_turned(offsets, way) for way in range(3)],
+      _turned(offsets, 3),
+    )
 
-def _turn(offsets: jax.Array, quarters: jax.Array) -> jax.Array:
-  """`offsets [..., 2]` turned clockwise by `quarters [...]`."""
+
+def _turned(offsets: Any, quarters: int) -> Any:
+  """`offsets [..., 2]` turned clockwise, an array of the same kind."""
   row, col = offsets[..., 0], offsets[..., 1]
-  quarters = quarters % 4
-  turned_row = jnp.select(
-    [quarters == 0, quarters == 1, quarters == 2], [row, col, -row], -col
-  )
-  turned_col = jnp.select(
-    [quarters == 0, quarters == 1, quarters == 2], [col, -row, -col], row
-  )
-  return jnp.stack([turned_row, turned_col], axis=-1)
+  pairs = ((row, col), (col, -row), (-row, -col), (-col, row))
+  stack = np.stack if isinstance(offsets, np.ndarray) else jnp.stack
+  return stack(pairs[quarters], axis=-1)
