@@ -51,12 +51,31 @@ class Loops(NamedTuple):
     exact: Loops that came back to exactly the same frame.
     closed: Loops whose predicted pose came back.
     tokens: `[E, 2 k, N]` the frames.
+    pose: `[E, 2 k, 3]`, where they were seen from.
   """
 
   cells: metrics.Tally
   exact: metrics.Tally
   closed: metrics.Tally
   tokens: jax.Array
+  pose: jax.Array
+
+
+class Meetings(NamedTuple):
+  """What a second observer sees where a first one was before.
+
+  Attributes:
+    shared: Cells that agree, of those that neither had been shown, with one
+      memory for both.
+    apart: The same with one each.
+    left: `[2, E, T, N]` the first one's frames, shared and apart.
+    seen: `[2, E, T, N]` the second one's.
+  """
+
+  shared: metrics.Tally
+  apart: metrics.Tally
+  left: jax.Array
+  seen: jax.Array
 
 
 def switch(state: Any, is_on: Any) -> Any:
@@ -196,7 +215,7 @@ def loops(
     path = jnp.concatenate([out, opposite[out[::-1]]])
     _, frames = model.imagine(params, key, state, path)
     gap = view.nearest((frames.pose[-1] - state.pose)[:2])
-    closed = jnp.all(gap == 0)
+    closed = jnp.all(gap == 0) & (frames.pose[-1, 2] == state.pose[2])
     # Loops that went nowhere show nothing.
     away = view.nearest(
       frames.pose[:, :2]
@@ -208,14 +227,14 @@ def loops(
       metrics.tally(same, jnp.broadcast_to(closed, same.shape)),
       metrics.tally(same.all(), closed),
       metrics.tally(closed, jnp.array(True)),
-      frames.tokens,
+      (frames.tokens, frames.pose),
     )
 
   keys = jax.vmap(jax.random.fold_in, (None, 0))(
     key, jnp.arange(actions.shape[0])
   )
-  *counts, tokens = jax.vmap(episode)(keys, clip, actions)
-  return Loops(*jax.tree.map(lambda x: x.sum(0), counts), tokens)
+  *counts, frames = jax.vmap(episode)(keys, clip, actions)
+  return Loops(*jax.tree.map(lambda x: x.sum(0), counts), *frames)
 
 
 def swap(
@@ -260,16 +279,16 @@ def meetings(
   key: jax.Array,
   clip: world.Clip,
   steps: int,
-) -> tuple[metrics.Tally, metrics.Tally]:
+) -> Meetings:
   """Two observers, one walks away and comes back, the other follows later.
 
   The first walks `steps` one way and stays; the second, from the same frame,
   then walks the same way. Whether what it sees agrees with what the first has
   left, on cells that neither had been shown: with one memory for both, and
-  with one each.
+  with the frames of neither written to it.
 
   Returns:
-    Counts of cells that agree, with a shared memory and without.
+    `Meetings`, `T = steps`.
   """
   model, memory = system.world, system.parts.memory
   view = system.parts.view
@@ -304,7 +323,8 @@ def meetings(
       view, head.pose, seen.pose
     )
     trial = ~known & same_pose[:, None]
-    return metrics.tally(left.tokens == seen.tokens, trial)
+    agree = metrics.tally(left.tokens == seen.tokens, trial)
+    return agree, (left.tokens, seen.tokens)
 
   num = clip.action.shape[0]
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num))
@@ -312,13 +332,14 @@ def meetings(
   action = jnp.asarray(moving)[jnp.arange(num) % len(moving)]
 
   def run(shared):
-    counts = jax.vmap(episode, in_axes=(0, 0, 0, None))(
+    counts, frames = jax.vmap(episode, in_axes=(0, 0, 0, None))(
       keys, clip, action, shared
     )
-    return jax.tree.map(lambda x: x.sum(0), counts)
+    return jax.tree.map(lambda x: x.sum(0), counts), frames
 
-  both = jax.lax.map(run, jnp.array([True, False]))
-  return tuple(jax.tree.map(lambda x, i=i: x[i], both) for i in range(2))
+  counts, frames = jax.lax.map(run, jnp.array([True, False]))
+  both = (jax.tree.map(lambda x, i=i: x[i], counts) for i in range(2))
+  return Meetings(*both, *frames)
 
 
 def _cut(clip, at):

@@ -93,11 +93,9 @@ class Evaluator:
       result |= _share("swap_accuracy_true", swapped, 0)
       result |= _share("swap_accuracy_opposite", swapped, 1)
     if self._can_return and self.has_memory:
-      shared, apart = training.fetch(
-        self._meetings(params, key_meet, self._rows())
-      )
-      result |= _share("meeting_accuracy", shared)
-      result |= _share("meeting_accuracy_apart", apart)
+      met = training.fetch(self._meetings(params, key_meet, self._rows()))
+      result |= _share("meeting_accuracy", met.shared)
+      result |= _share("meeting_accuracy_apart", met.apart)
     if self.config.data.labels == "latent":
       share = latent.purity(clips.action[:, 1:], clips.move[:, 1:])
       result["action_purity"] = {"value": share}
@@ -126,7 +124,7 @@ class Evaluator:
         ("eval/window_accuracy", "eval/new_accuracy"),
       ],
     )
-    key_roll, key_loop = jax.random.split(key)
+    key_roll, key_loop, key_meet = jax.random.split(key, 3)
     rows = self._rows()
     true = rows.tokens[:, config.eval.num_prefix :]
     # An episode that goes far, and comes back: what a memory is for.
@@ -140,7 +138,7 @@ class Evaluator:
     figures.gif(directory / "rollout.gif", env, rollouts)
     if self._can_return:
       clip, actions = self._loop_starts(key_loop)
-      loops, best = {}, 0
+      loops, maps, best = {}, {}, 0
       for suffix, is_on in self._switches():
         found = training.fetch(
           self._loops(params, key_loop, clip, actions, is_on=is_on)
@@ -150,9 +148,24 @@ class Evaluator:
         same = (path[:, 0] == path[:, -1]).mean(1)
         if not suffix:
           best = int(np.argmax(same))
-        loops["memory off" if suffix else "with memory"] = path[best]
+        label = "memory off" if suffix else "with memory"
+        loops[label] = path[best]
+        pose = np.concatenate([np.asarray(clip.pose), found.pose], axis=1)
+        maps[label] = (path[best], pose[best])
       figures.film(directory / "loop.png", env, loops)
       figures.gif(directory / "loop.gif", env, loops)
+      figures.maps(directory / "revisits.png", env, maps)
+      if self.has_memory:
+        met = training.fetch(self._meetings(params, key_meet, rows))
+        figures.film(
+          directory / "meeting.png",
+          env,
+          {
+            "left by the first": met.left[0, 0],
+            "seen by the second": met.seen[0, 0],
+            "the second, alone": met.seen[1, 0],
+          },
+        )
 
   def _both(self, on, off):
     pairs = [(on, "")]

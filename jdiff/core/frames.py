@@ -28,7 +28,7 @@ class Seen(NamedTuple):
   Attributes:
     cells: `[B, Q, F, N, 2]` float32, where their cells lie, in the frame of
       the observer who looks.
-    age: `[B, Q, F]` float32, frames since.
+    age: `[B, Q, F, N]` float32, frames since.
     valid: `[B, Q, F, N]` bool; others are not looked at.
     kv: What the network kept of them; None where it is made on the way.
   """

@@ -53,7 +53,6 @@ def single_target(
   parts: Parts,
   *,
   context_noise: float = 0.15,
-  num_masks: int = 1,
   draw_masks: masks_lib.DrawMasks | None = None,
 ) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
   """One frame of each clip is the target, drawn uniformly.
@@ -63,8 +62,7 @@ def single_target(
     context_noise: Half of the examples have a share of their context, uniform
       in `[0, context_noise]`, replaced by uniform tokens. Not by masks: masks
       are honest, a model's own errors are not.
-    num_masks: Masks a target.
-    draw_masks: A mask law; `ctmc.count_masks(num_masks)` by default.
+    draw_masks: A mask law; `ctmc.count_masks()` by default.
 
   Returns:
     `loss(params, key, clip [B, T]) -> (per_example [B], info)`, in nats a
@@ -94,7 +92,7 @@ def single_target(
     context = Context(window, recalled, share)
     at = jax.vmap(lambda b, t: b[t])(parts.layout.pack(clip), target)
     per_site = _denoising(
-      parts, params, key_mask, at[:, None], context, draw_masks, num_masks
+      parts, params, key_mask, at[:, None], context, draw_masks
     )
     return _total(parts, params, clip, per_site)
 
@@ -105,7 +103,6 @@ def all_targets(
   parts: Parts,
   *,
   context_noise: float = 0.15,
-  num_masks: int = 1,
   draw_masks: masks_lib.DrawMasks | None = None,
 ) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
   """Every frame of a clip is a target: a clean stream, and a noisy one.
@@ -130,9 +127,7 @@ def all_targets(
       recalled = recalled._replace(kv=network.recall(params, found))
     context = Context(window, recalled, share)
     blocks = parts.layout.pack(clip)[:, targets]
-    per_site = _denoising(
-      parts, params, key_mask, blocks, context, draw_masks, num_masks
-    )
+    per_site = _denoising(parts, params, key_mask, blocks, context, draw_masks)
     return _total(parts, params, clip, per_site)
 
   return loss
@@ -264,7 +259,7 @@ def _corrupt(parts, keys, clip, context_noise):
   return clip._replace(tokens=tokens), share
 
 
-def _denoising(parts, params, keys, blocks, context, draw_masks, num_masks):
+def _denoising(parts, params, keys, blocks, context, draw_masks):
   """Nats a site `[B]` of blocks `[B, Q, G]`, the mean over targets."""
   batch, num_targets, length = blocks.shape
   given = layout_lib.NUM_GIVEN
@@ -280,7 +275,7 @@ def _denoising(parts, params, keys, blocks, context, draw_masks, num_masks):
       keys
     ).reshape(-1)
   if draw_masks is None:
-    draw_masks = masks_lib.count_masks(num_masks)
+    draw_masks = masks_lib.count_masks()
   # One mask at a time: the context belongs to a batch of this size.
   nll, _ = elbo.masked_cross_entropy(
     params,

@@ -67,12 +67,12 @@ def frame_attention(
       width=width,
       num_layers=num_layers,
       num_heads=num_heads,
+      mlp_width=2 * width if mlp_width is None else mlp_width,
+      num_given=num_given,
     ),
   )
   module = _FrameAttention(
     **sizes,
-    mlp_width=2 * width if mlp_width is None else mlp_width,
-    num_given=num_given,
     dtype=embed.float_dtype(compute_dtype),
   )
   return as_world_network(module, len(sizes["allowed"]), len(offsets))

@@ -148,6 +148,9 @@ class Layout:
     lead = np.shape(clip.action)
     checks.check_shape("tokens", clip.tokens, (*lead, self.num_cells))
     checks.check_shape("pose", clip.pose, (*lead, 3))
+    dtype = jnp.result_type(clip.pose)
+    if not jnp.issubdtype(dtype, jnp.integer):
+      raise TypeError(f"pose must be integers, got dtype {dtype}.")
     for name, size in (
       ("tokens", self.num_tokens),
       ("action", self.num_actions),
@@ -167,7 +170,9 @@ def check_range(name: str, value: jax.Array, size: int) -> None:
   if not jnp.issubdtype(dtype, jnp.integer):
     raise TypeError(f"{name} must be integers, got dtype {dtype}.")
   if checks.is_concrete(value) and np.size(value):
-    low, high = np.min(value), np.max(value)
+    # As NumPy: while tracing, JAX would make tracers of them.
+    values = np.asarray(value)
+    low, high = values.min(), values.max()
     if low < 0 or high >= size:
       raise ValueError(
         f"{name} must lie in [0, {size}), got values from {low} to {high}."

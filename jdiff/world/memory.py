@@ -239,16 +239,21 @@ def _near(view, frames, query, num_frames):
 
 def _content(view, frames, query, num_frames):
   del view
-  last = query.window.tokens[jnp.argmax(query.window.time)]
-  # Shares of frames that agree on how many cells are of each kind, without a
-  # table of kinds: sorted cells are the histogram.
-  same = jnp.sort(frames.tokens, axis=1) == jnp.sort(last)[None]
+  last = jnp.sort(query.window.tokens[jnp.argmax(query.window.time)])
+
+  def common(tokens):
+    # Of each kind the lesser count, without a table of kinds.
+    tokens = jnp.sort(tokens)
+    first = jnp.searchsorted(last, tokens)
+    there = jnp.searchsorted(last, tokens, side="right") - first
+    nth = jnp.arange(tokens.size) - jnp.searchsorted(tokens, tokens)
+    return jnp.sum(nth < there)
+
+  count = jax.vmap(common)(frames.tokens)
   # Frames in the window are shown already.
-  first = jnp.min(jnp.where(query.window.valid, query.window.time, 2**30))
-  outside = frames.valid & (frames.time < first)
-  return _top(
-    jnp.mean(same, axis=1) + 1e-3 * _later(frames), outside, num_frames
-  )
+  start = jnp.min(jnp.where(query.window.valid, query.window.time, 2**30))
+  outside = frames.valid & (frames.time < start)
+  return _top(count + _later(frames), outside, num_frames)
 
 
 class Map(NamedTuple):

@@ -126,12 +126,18 @@ def world(
     ValueError: If sizes do not fit one another.
   """
   check_sizes(layout, view, memory, window)
+  num_open = layout.length - layout_lib.NUM_GIVEN
+  if checks.check_int("num_steps", num_steps) > num_open:
+    raise ValueError(
+      f"num_steps must be at most the {num_open} open sites of a block, got "
+      f"{num_steps}."
+    )
   decode = functools.partial(
     ctmc.decode,
     length=layout.length,
     mask_id=layout.mask_id,
     num_samples=1,
-    num_steps=checks.check_int("num_steps", num_steps),
+    num_steps=num_steps,
     order=order,
     temperature=temperature,
     min_p=min_p,
@@ -190,23 +196,24 @@ def world(
     if layout.num_moves == 1:
       return jnp.int32(0)
     logits = network.move(params, state.tokens[None], action[None])[0]
-    return jnp.argmax(logits).astype(jnp.int32)
+    move = jnp.argmax(logits).astype(jnp.int32)
+    # Nothing was seen to move from.
+    return jnp.where(state.time == 0, 0, move)
 
   def observe(params, state, tokens, action, pose=None):
     checks.check_shape("tokens", tokens, (layout.num_cells,))
     layout_lib.check_range("tokens", tokens, layout.num_tokens)
     action = _action(action, layout)
     tokens = jnp.asarray(tokens)
-    first = state.time == 0
     if pose is None:
-      move = jnp.where(first, 0, predict_move(params, state, action))
+      move = predict_move(params, state, action)
       pose = view.move(state.pose, move)
     else:
       checks.check_shape("pose", pose, (3,))
       pose = jnp.asarray(pose, jnp.int32)
       # Somewhere out of reach, as after a reset: as if it had stayed.
       move = jnp.maximum(view.move_between(state.pose, pose), 0)
-      move = jnp.where(first, 0, move)
+      move = jnp.where(state.time == 0, 0, move)
     block = layout.pack(
       layout_lib.Clip(tokens, action, move, pose, jnp.int32(0), jnp.int32(1))
     )

@@ -74,7 +74,7 @@ def test_codes_are_the_moves():
   shuffled = np.random.default_rng(0).permutation(codes.ravel())
   assert latent.purity(shuffled, moves) < 0.7
   assert (coded.action[:, 0] == 0).all()
-  opposite = latent.opposites(codes, moves, ENV)
+  opposite = latent.opposites(codes, moves, ENV, 8)
   for code, other in enumerate(opposite):
     if other != code:
       at, back = (
