@@ -3,7 +3,8 @@
   python -m benchmarks.pods [topology [system ...]]   # needs the extra "plan"
 
 Systems: mdns, pdns, alignflow (or one of its sets), solve (the semi-discrete
-dual of ImageNet's latents), masked_lm (or text, gdpo, dmpo), tr2d2.
+dual of ImageNet's latents), masked_lm (or text, gdpo, dmpo), tr2d2, world (or
+world_tiles).
 
 Prints bytes a chip of one training step, as XLA's memory analysis has them, and
 of the collection before it where there is one. No time is measured, and a step
@@ -53,6 +54,9 @@ from experiments.pdns import potts as pdns_potts  # noqa: E402
 from experiments.tr2d2 import dna as tr2d2_dna  # noqa: E402
 from experiments.tr2d2 import experiment as tr2d2  # noqa: E402
 from experiments.tr2d2 import peptides as tr2d2_peptides  # noqa: E402
+from experiments.world import experiment as world  # noqa: E402
+from experiments.world import parts as world_parts  # noqa: E402
+from experiments.world import pod as world_pod  # noqa: E402
 from jdiff import ot, training  # noqa: E402
 
 FLOWS = {
@@ -119,6 +123,25 @@ def tr2d2_steps(devices):
     network = masked_lm.make_network(config.base, corpus)
     zeros = functools.partial(make_zeros, network.init)
     built = tr2d2.build(config, base_params=zeros)
+    train_step(config, built, devices)
+
+
+def world_steps(devices, variants=("pod",)):
+  for variant in variants:
+    config = world_pod.get_config(variant)
+    config.name = f"world {config.name}"
+    built = world.build(config)
+    env = world_parts.env(config.env)
+    sites = world_parts.layout(env).length
+    params = jax.eval_shape(
+      built.init, jax.eval_shape(jax.random.key, 0)
+    ).params
+    size = sum(x.size for x in jax.tree.leaves(params))
+    frames = config.batch_size * config.data.num_frames
+    print(
+      f"{config.name} pod: {size / 1e6:.1f}M parameters, "
+      f"{frames * sites / 1e6:.2f}M tokens a step in each of two streams"
+    )
     train_step(config, built, devices)
 
 
@@ -218,6 +241,7 @@ SYSTEMS = {
   "solve": solve,
   "masked_lm": masked_lm_steps,
   "tr2d2": tr2d2_steps,
+  "world": world_steps,
 }
 EVERYTHING = tuple(SYSTEMS)
 SYSTEMS |= {
@@ -227,6 +251,9 @@ SYSTEMS |= {
   name: functools.partial(masked_lm_steps, names=(name,))
   for name in ("text", *TUNED)
 }
+
+
+SYSTEMS["world_tiles"] = functools.partial(world_steps, variants=("pod_tiles",))
 
 
 def main(topology, names):

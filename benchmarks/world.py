@@ -1,6 +1,6 @@
 """World models: speed of play, the cache's gain, planning, kinds of memory.
 
-  python -m benchmarks.world [speed] [cache] [planning] [memories]
+  python -m benchmarks.world [speed] [cache] [planning] [memories] [--runs=DIR]
 
 `speed`: frames a second of the CPU configuration, untrained, by unmasking steps
 and by worlds side by side, and the latency of single calls. Baseline: the same
@@ -13,13 +13,14 @@ and, as public samplers do, at each evaluation. Nothing else differs.
 `planning`: trains the CPU configuration (seed 0), then plays tasks of the tile
 world, drawn before anybody plays; shares of tasks solved with 95 % intervals.
 
+Runs are kept in `--runs` (default `runs/world`) and resumed from there.
+
 `memories`: one-step and rollout accuracies of kinds of memory, trained alike.
 """
 
 import functools
 import pathlib
 import sys
-import tempfile
 import time
 
 import jax
@@ -35,7 +36,8 @@ from jdiff.world import memory as memory_lib
 from jdiff.world import rollout
 
 
-def speed():
+def speed(runs):
+  del runs
   config = tiles.get_config("cpu")
   print(f"\nFrames a second, tiles cpu, 7 x 7 cells, W = {config.window}")
   print("S  worlds  frames/s  step p50 ms  p95 ms  compile s")
@@ -70,7 +72,8 @@ def speed():
     )
 
 
-def cache():
+def cache(runs):
+  del runs
   print("\nOne frame, two-stream network, width 64, 2 layers, S = 4, 1 world;")
   print("baseline: the window encoded at each evaluation")
   print("  W  every evaluation ms  once a frame ms  cached ms  ratios")
@@ -166,19 +169,17 @@ def _cache_runs(window):
   return {k: functools.partial(f, *args) for k, (f, args) in runs.items()}
 
 
-def _trained(variant, seed=0):
-  """A finished run: from `runs/`, or made there."""
+def _trained(variant, runs):
+  """A finished run of a variant, read if it is there."""
   config = tiles.get_config(variant)
-  config.seed = seed
-  root = pathlib.Path(tempfile.gettempdir()) / "jdiff_world"
-  workdir = root / f"{variant}_{seed}"
+  workdir = pathlib.Path(runs) / variant
   report = training.run(training.build(config), config, workdir)
   _, params, _ = training.load(workdir)
   return config, params, report
 
 
-def plan():
-  config, params, _ = _trained("cpu")
+def plan(runs):
+  config, params, _ = _trained("cpu", runs)
   system = parts.system(config)
   env, model = system.env, system.world
   config.sampler.num_steps = 1
@@ -210,7 +211,7 @@ def plan():
       )
 
 
-def memories():
+def memories(runs):
   names = (
     "window_accuracy",
     "revisit_accuracy",
@@ -220,7 +221,7 @@ def memories():
   )
   rows = {}
   for variant in ("cpu", "cpu_near", "cpu_content", "cpu_map", "cpu_gated"):
-    _, _, report = _trained(variant)
+    _, _, report = _trained(variant, runs)
     rows[variant] = report["metrics"]
   print("\nvariant      " + "  ".join(names))
   for variant, found in rows.items():
@@ -237,10 +238,18 @@ PARTS = {
 }
 
 
-def main(names):
+def main(args):
   print(timing.where())
+  runs, names = "runs/world", []
+  for arg in args:
+    if arg.startswith("--runs="):
+      runs = arg.removeprefix("--runs=")
+    elif arg in PARTS:
+      names.append(arg)
+    else:
+      raise SystemExit(f"unknown part {arg!r}; there are {', '.join(PARTS)}.")
   for name in names or PARTS:
-    PARTS[name]()
+    PARTS[name](runs)
 
 
 if __name__ == "__main__":

@@ -51,17 +51,17 @@ def _base():
   config.net.remat = False
 
   # How often examples are of each of `captioned.TASKS`.
-  config.task_weights = (1.0, 1.0, 1.0, 1.0)
+  config.task_weights = (1.0, 3.0, 3.0, 1.0)
   config.num_masks = 1
 
   config.sampler = ml_collections.ConfigDict()
   config.sampler.num_steps = 25
   config.sampler.order = "random"
-  config.sampler.temperature = 1.0
+  config.sampler.temperature = 0.7
   config.sampler.min_p = 0.0
 
   config.batch_size = 32
-  config.num_steps = 1200
+  config.num_steps = 1000
   config.learning_rate = 3e-3
   config.warmup_steps = 50
   config.max_grad_norm = 1.0
@@ -72,7 +72,7 @@ def _base():
   config.eval = ml_collections.ConfigDict()
   config.eval.num_masks = 4
   config.eval.num_quick = 128
-  config_lib.add_loop(config, log_every=50, eval_every=400)
+  config_lib.add_loop(config, log_every=50, eval_every=500)
   return config
 
 

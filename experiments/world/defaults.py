@@ -93,7 +93,7 @@ def smoke(config) -> None:
   config.warmup_steps = 4
   config.eval.num_prefix = 12
   config.eval.horizon = 4
-  config.eval.loop_steps = 3
+  config.eval.loop_steps = 6
   config.eval.num_loops = 8
   config.eval.num_masks = 1
   config.log_every = 5

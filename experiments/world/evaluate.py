@@ -15,6 +15,9 @@ from jdiff.world import layout as layout_lib
 from jdiff.world import memory as memory_lib
 from jdiff.world import metrics
 
+MAX_IN_VIEW = 0.25
+"""Share of its first frame that a loop may still see where it turns back."""
+
 
 class OneStep(NamedTuple):
   """Counts `[3]` by class of cell, see `metrics.CLASSES`; and of frames."""
@@ -67,7 +70,7 @@ class Meetings(NamedTuple):
   Attributes:
     shared: Cells that agree, of those that neither had been shown, with one
       memory for both.
-    apart: The same with one each.
+    apart: The same with nothing written to it on the way.
     left: `[2, E, T, N]` the first one's frames, shared and apart.
     seen: `[2, E, T, N]` the second one's.
   """
@@ -216,12 +219,10 @@ def loops(
     _, frames = model.imagine(params, key, state, path)
     gap = view.nearest((frames.pose[-1] - state.pose)[:2])
     closed = jnp.all(gap == 0) & (frames.pose[-1, 2] == state.pose[2])
-    # Loops that went nowhere show nothing.
-    away = view.nearest(
-      frames.pose[:, :2]
-      - jnp.broadcast_to(state.pose[None, :2], frames.pose[:, :2].shape)
-    )
-    closed &= jnp.abs(away).sum(-1).max() >= out.shape[0]
+    # Loops that never lost sight of their start show nothing.
+    turn = frames.pose[out.shape[0] - 1]
+    in_view = view.visible(turn, view.cells(state.pose))
+    closed &= jnp.mean(in_view) <= MAX_IN_VIEW
     same = frames.tokens[-1] == state.tokens
     return (
       metrics.tally(same, jnp.broadcast_to(closed, same.shape)),

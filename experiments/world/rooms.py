@@ -26,6 +26,8 @@ def _cpu():
   # Episodes end at the goal; those that reach it are left out.
   config.data.num_episodes = 320
   config.data.num_test = 64
+  # Only turns can be undone: half round, and back.
+  config.eval.loop_steps = 2
   config.num_steps = 600
   config.eval_every = config.checkpoint_every = 300
   return config

@@ -4,6 +4,8 @@
 """
 
 from jdiff.nets import lora
+from jdiff.nets.autoencoder import AutoEncoder, autoencoder
+from jdiff.nets.axial import axial
 from jdiff.nets.dilated import dilated
 from jdiff.nets.dit import compact, dit
 from jdiff.nets.egnn import egnn
@@ -11,11 +13,15 @@ from jdiff.nets.frame_attention import frame_attention
 from jdiff.nets.local import local
 from jdiff.nets.mlp import mlp
 from jdiff.nets.network import Network
+from jdiff.nets.shifts import shifts
 from jdiff.nets.transformer import transformer
 from jdiff.nets.velocity import velocity_mlp
 
 __all__ = [
+  "AutoEncoder",
   "Network",
+  "axial",
+  "autoencoder",
   "compact",
   "dilated",
   "dit",
@@ -24,6 +30,7 @@ __all__ = [
   "local",
   "lora",
   "mlp",
+  "shifts",
   "transformer",
   "velocity_mlp",
 ]
