@@ -255,6 +255,13 @@ def check(config) -> None:
   )
   config_lib.check_range(config, "ema_decay", 0, 1)
   config_lib.check_range(config, "context_noise", 0, 1)
+  config_lib.check_range(config, "sampler.min_p", 0, 1)
+  config_lib.check_range(config, "sampler.temperature", 0, jnp.inf)
+  if config.sampler.order not in ("confidence", "random"):
+    raise ValueError(
+      "config.sampler.order must be 'confidence' or 'random', got "
+      f"{config.sampler.order!r}."
+    )
   checks.check_int("config.warmup_steps", config.warmup_steps, 0)
   for name in ("learning_rate", "max_grad_norm"):
     checks.check_finite(f"config.{name}", config[name], positive=True)

@@ -191,7 +191,7 @@ class _Stack(nn.Module):
         # Inside a scan there is no common subexpression to guard against.
         block = nn.remat(blocks.Block, prevent_cse=False)
       angles = embed.rotary_angles(self.grid, self.width // self.num_heads)
-      layers = (jnp.arange(self.num_layers), {})
+      layers: tuple = (jnp.arange(self.num_layers), {})
       (x, _), _ = nn.scan(
         block,
         variable_axes={"params": 0},

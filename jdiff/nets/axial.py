@@ -156,10 +156,11 @@ def _sorter(offsets, period, turns):
         f"{period}."
       )
     # Places on a torus have one remainder where the tile divides it, only.
-    tile = tuple(
+    down, across = (
       next(n for n in range(min(size, around), around + 1) if around % n == 0)
       for size, around in zip(tile, period, strict=True)
     )
+    tile = (down, across)
   return _Sorter(
     tuple((int(row), int(col)) for row, col in offsets),
     cols,

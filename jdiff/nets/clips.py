@@ -57,7 +57,7 @@ def clips(
     ValueError: If a size is not positive or does not fit the others.
     TypeError: If a size is no integer or `compute_dtype` no float dtype.
   """
-  sizes = dict(
+  sizes: dict[str, Any] = dict(
     num_frames=num_frames,
     width=width,
     num_layers=num_layers,

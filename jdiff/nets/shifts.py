@@ -45,9 +45,9 @@ def shifts(
   places = np.indices(shape).reshape(2, -1)
   # [O, N]: the cell that each cell shows the content of, and whether there is.
   at = np.stack([places + np.array(o)[:, None] for o in offsets])
-  inside = (at >= 0) & (at < np.array(shape)[None, :, None])
-  inside = inside.all(1)
-  at = at.clip(0, np.array(shape)[None, :, None] - 1)
+  bound = np.array(shape)[None, :, None]
+  inside = np.all((at >= 0) & (at < bound), axis=1)
+  at = at.clip(0, bound - 1)
   source = at[:, 0] * cols + at[:, 1]
 
   def init(key):
