@@ -4,14 +4,18 @@
       --workdir=W
 
 Three frames of 5 x 5 cells and a line of words for each step between them, 83
-open sites in one vocabulary; see `events`.
+sites in one vocabulary; see `events`. Of held-out clips, seeds 0 and 1, with
+standard errors of 0.022 or less: from frames 0.96 and 0.99 of the captions are
+right to the last word; from captions 0.56 and 0.48 of the clips are of exactly
+the events asked for, read back from the frames, and with the first frame given
+0.99. The commonest caption is right for 0.03, another clip's for 0.01.
 
 | variant | what differs | hardware, time |
 |---|---|---|
-| smoke | 20 steps, tiny | 2 cores, under 1 min |
-| cpu | | 2 cores, 4 min |
-| pod | eight frames of 9 x 9 cells | v5e:4x4, compiled only |
-"""  # noqa: E501
+| smoke | 20 steps, tiny | 2 cores, 1 min |
+| cpu | 333k parameters | 2 cores, 310 s of processor time |
+| pod | eight frames of 9 x 9 cells | v5e:4x4, traced only |
+"""
 
 import ml_collections
 

@@ -117,7 +117,9 @@ def test_tasks_leave_open_what_they_name():
   assert num == {"joint": 83, "caption": 8, "frames": 75, "future": 58}
 
 
-@pytest.mark.parametrize("name", ["cpu", "pod"])
+@pytest.mark.parametrize(
+  "name", ["cpu", pytest.param("pod", marks=pytest.mark.thorough)]
+)
 def test_variants_trace(name):
   config = captions.get_config(name)
   experiment = captioned.build(config)
