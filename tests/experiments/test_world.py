@@ -1,10 +1,4 @@
-"""World models end to end, against worlds that are known, and what breaks them.
-
-What play, planning, captions and the adapters of other packages do is tested
-beside this.
-"""
-
-import functools
+"""World models end to end, in all variants, and what breaks them."""
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +10,11 @@ from experiments.world import (
   captions,
   craftax,
   envs,
-  evaluate,
   experiment,
   latent,
   minatar_pixels,
   parts,
   pod,
-  report,
   rooms,
   tile_world,
   tiles,
@@ -41,7 +33,10 @@ EAST, WEST = 3, 2
 
 
 def small(**fields):
-  """A torus of 12 x 12 cells seen 5 x 5 at a time, on one device."""
+  """A torus of 12 x 12 cells seen 5 x 5 at a time, on one device.
+
+  Eight clips are both the data and a batch: one program records all of them.
+  """
   config = tiles.get_config("smoke")
   config.update_from_flattened_dict(
     {
@@ -51,8 +46,14 @@ def small(**fields):
       "net.width": 8,
       "net.num_heads": 1,
       "memory.capacity": 16,
+      "data.num_episodes": 8,
+      "data.num_test": 8,
       "sampler.num_steps": 1,
       "learning_rate": 1e-2,
+      "num_steps": 60,
+      "log_every": 10,
+      "eval_every": 30,
+      "checkpoint_every": 20,
       **fields,
     }
   )
@@ -66,7 +67,7 @@ def small(**fields):
 def finished(tmp_path_factory):
   """A finished run: workdir, config, experiment, what it reports."""
   workdir = tmp_path_factory.mktemp("tiles")
-  config = small(num_steps=60, log_every=10, eval_every=30, checkpoint_every=20)
+  config = small()
   built = training.build(config)
   results.run(built, config, workdir)
   return workdir, config, built, results.report(workdir)
@@ -77,7 +78,6 @@ CONTROLLED = (
   "revisit_accuracy",
   "new_accuracy",
   "known_accuracy_1",
-  "known_accuracy_4",
   "horizon",
   "num_loops",
   "loop_accuracy",
@@ -90,7 +90,8 @@ CONTROLLED = (
 def test_a_run_reports_what_a_memory_buys(finished):
   workdir, config, _, report = finished
   metrics = report["metrics"]
-  assert metrics.keys() == {
+  # Four frames on, the pose may never be right.
+  assert metrics.keys() - {"known_accuracy_4", "known_accuracy_4_off"} == {
     "nll_per_site",
     "move_accuracy",
     "frame_accuracy",
@@ -181,20 +182,31 @@ def test_a_saved_run_is_evaluated_and_sampled(finished):
 # Devices, and clips made in the step.
 
 
-def first_steps(config, devices, clip=None):
-  """`(params, metrics)` after two steps, of a clip or of batches."""
+def started(config):
+  """An experiment's first state, on the host."""
+  mesh = training.make_mesh(devices=jax.devices()[:1])
+  program = program_lib.compile_experiment(experiment.build(config), mesh)
+  with jax.set_mesh(mesh):
+    return jax.device_get(program.init(jax.random.key(0)))
+
+
+def two_steps(config, devices, state, runs):
+  """Of each run, a clip a step: `(params, metrics)` after its second step."""
   built = experiment.build(config)
   mesh = training.make_mesh(devices=jax.devices()[:devices])
   program = program_lib.compile_experiment(built, mesh)
+  found = []
   with jax.set_mesh(mesh):
-    state = program.init(jax.random.key(0))
-    for step in range(2):
-      batch = None
-      if built.batches is not None:
-        batch = clip(state) if clip else built.batches(step)
-        batch = sharding.put_batch(batch, mesh)
-      state, metrics = jax.block_until_ready(program.step(state, batch))
-  return jax.device_get((state.params, metrics))
+    for clips in runs:
+      # A step takes its state away; host copies of keys are no copies.
+      key = jax.random.wrap_key_data(jax.random.key_data(state.key).copy())
+      now = jax.device_put(state._replace(key=key), program.shardings)
+      for clip in clips:
+        if clip is not None:
+          clip = sharding.put_batch(clip, mesh)
+        now, metrics = jax.block_until_ready(program.step(now, clip))
+      found.append(jax.device_get((now.params, metrics)))
+  return found
 
 
 def assert_close(one, other):
@@ -207,213 +219,43 @@ def assert_close(one, other):
   )
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["frame_attention", "axial"])
 def test_one_and_eight_devices_agree(kind):
-  config = small(**{"net.kind": kind, "data.num_frames": 8})
-  config.update_from_flattened_dict({"eval.num_prefix": 4})
-  assert_close(*(first_steps(config, devices) for devices in (1, 8)))
+  config = small(**{"net.kind": kind})
+  system = parts.system(config)
+  clips = [
+    jax.device_get(worlds.clip(system.parts.layout, system.env.view, i, 8, 20))
+    for i in range(2)
+  ]
+  state = started(config)
+  (one,), (eight,) = (
+    two_steps(config, devices, state, [clips]) for devices in (1, 8)
+  )
+  assert_close(one, eight)
 
 
 @pytest.mark.slow
 def test_clips_made_in_the_step_are_those_of_its_key():
-  config = small(**{"data.num_frames": 8, "eval.num_prefix": 4})
-  env = parts.env(config.env)
+  """And eight devices make of them what one does."""
+  config = small()
+  env, state = parts.env(config.env), started(config)
 
-  def recorded(state):
-    key, _ = jax.random.split(training.step_key(state))
-    return jax.device_get(envs.record(env, key, 8, 8))
+  def clip(step):
+    key, _ = jax.random.split(
+      training.step_key(state._replace(step=jnp.int32(step)))
+    )
+    return jax.device_get(envs.record(env, key, 8, 20))
 
-  one = first_steps(config, 1, recorded)
+  clips = [clip(step) for step in range(2)]
+  one, other = two_steps(config, 1, state, [clips, clips[::-1]])
   config.data.source = "online"
   assert experiment.build(config).batches is None
-  assert_close(one, first_steps(config, 8))
-
-
-# Worlds that are known.
-
-
-def known_system(**fields):
-  """A model without fault of a world without walls, or patches.
-
-  Cells that it has seen are what they were; new ones are uniform.
-  """
-  env = tile_world.env(size=12, view=5, salt=0.99, walls=0.0)
-  # A walk that turns often comes back often.
-  env = env._replace(
-    policy=lambda key, state, last: jax.random.randint(key, (), 0, 5)
-  )
-  config = small(**{"memory.kind": "map", **fields})
-  system = parts.system(config, env)
-  network = worlds.copying(
-    system.parts.layout, env.view, move_of=lambda action: action
-  )
-  exact = system.parts._replace(network=network)
-  model = world.world(*exact[:4], window=exact.window, num_steps=1)
-  return system._replace(parts=exact, world=model)
-
-
-@pytest.fixture(scope="module")
-def known():
-  """`(system, clips [8, 14])` of a model without fault."""
-  system = known_system()
-  clips = envs.whole(envs.record(system.env, jax.random.key(3), 8, 14))
-  return system, clips
-
-
-def classes(view, poses, now, window=2):
-  """`[3, N]` of the cells of a frame: seen lately, seen before, new."""
-  cells = worlds.cells_of(view, poses[now])
-  lately = [worlds.shows(view, p, cells) for p in poses[now - window : now]]
-  before = [worlds.shows(view, p, cells) for p in poses[:now]]
-  lately, before = np.any(lately, axis=0), np.any(before, axis=0)
-  return np.stack([lately, before & ~lately, ~before])
-
-
-def counts(tally):
-  return np.asarray(tally.hits), np.asarray(tally.trials)
-
-
-def test_one_step_of_a_model_without_fault(known):
-  system, clips = known
-  found = jax.jit(functools.partial(evaluate.one_step, system, first=7))(
-    {}, clip=clips
-  )
-  of = np.stack(
-    [
-      [classes(system.env.view, poses, t) for t in range(7, 14)]
-      for poses in clips.pose
-    ]
-  )
-  # Cells that it knows nothing of are the first kind, the first among equals.
-  zeros = of & (clips.tokens[:, 7:, None] == 0)
-  number, chance = (x.sum(axis=(0, 1, 3)) for x in (of, zeros))
-  assert (number > 20).all() and (chance < number).all()
-  hits, trials = counts(found.on)
-  np.testing.assert_array_equal(trials, number)
-  np.testing.assert_array_equal(hits, [number[0], number[1], chance[2]])
-  # The control: with its memory off it knows what the window shows.
-  hits, trials = counts(found.off)
-  np.testing.assert_array_equal(trials, number)
-  np.testing.assert_array_equal(hits, [number[0], chance[1], chance[2]])
-  # Right frames are those without a new cell that is not of the first kind.
-  right = ~(of[:, :, 2] & (clips.tokens[:, 7:] != 0)).any(-1)
-  assert counts(found.frames) == (right.sum(), right.size)
-
-
-def test_rollouts_of_a_model_without_fault(known):
-  system, clips = known
-  run = jax.jit(functools.partial(evaluate.rollouts, system, prefix=8))
-  on, off = (
-    run({}, jax.random.key(0), clips, is_on=is_on) for is_on in (True, False)
-  )
-  view = system.env.view
-  shown = np.zeros((8, 6, NUM_CELLS), bool)
-  for e, poses in enumerate(clips.pose):
-    for t in range(6):
-      cells = worlds.cells_of(view, poses[8 + t])
-      shown[e, t] = np.any(
-        [worlds.shows(view, p, cells) for p in poses[:8]], axis=0
-      )
-  for found in (on, off):
-    np.testing.assert_array_equal(found.known.trials, shown.sum(axis=(0, 2)))
-    np.testing.assert_array_equal(found.pose.hits, 8)
-    np.testing.assert_array_equal(found.every.trials, 8 * NUM_CELLS)
-    right = found.tokens == clips.tokens[:, 8:]
-    np.testing.assert_array_equal(found.every.hits, right.sum(axis=(0, 2)))
-    wrong = (~right & shown).any(-1)
-    first = np.where(wrong.any(1), wrong.argmax(1), 6)
-    np.testing.assert_array_equal(found.horizon, first)
-  np.testing.assert_array_equal(on.known.hits, on.known.trials)
-  np.testing.assert_array_equal(on.horizon, 6)
-  assert off.known.hits.sum() < 0.98 * off.known.trials.sum()
-  # New cells are drawn, one in six right.
-  assert on.every.hits.sum() < on.every.trials.sum()
-
-
-def test_rollouts_do_not_count_where_the_pose_is_wrong(known):
-  system, clips = known
-  # It believes that it stays.
-  still = system.parts.network._replace(
-    move=worlds.copying(
-      system.parts.layout, system.env.view, lambda action: 0 * action
-    ).move
-  )
-  model = world.world(still, *system.parts[1:4], window=2, num_steps=1)
-  lost = system._replace(
-    world=model, parts=system.parts._replace(network=still)
-  )
-  found = jax.jit(functools.partial(evaluate.rollouts, lost, prefix=8))(
-    {}, jax.random.key(0), clips, is_on=True
-  )
-  stays = (clips.pose[:, 8:] == clips.pose[:, 7:8]).all(-1)
-  np.testing.assert_array_equal(found.pose.hits, stays.sum(0))
-  np.testing.assert_array_equal(found.known.trials, NUM_CELLS * stays.sum(0))
-  np.testing.assert_array_equal(found.known.hits, found.known.trials)
-
-
-def test_loops_of_a_model_without_fault(known):
-  system, clips = known
-  starts = jax.tree.map(lambda x: x[:, :1], clips)
-  run = jax.jit(functools.partial(evaluate.loops, system))
-
-  def loops(actions, is_on):
-    actions = jnp.broadcast_to(jnp.asarray(actions, jnp.int32), (8, 4))
-    return run({}, jax.random.key(0), starts, actions, is_on=is_on)
-
-  ways = 1 + np.arange(8)[:, None] % 4
-  on, off = (loops(ways, is_on) for is_on in (True, False))
-  for found in (on, off):
-    assert counts(found.closed) == (8, 8)
-    # Out, and the same way back.
-    np.testing.assert_array_equal(found.pose[:, 4:7], found.pose[:, 2::-1])
-    np.testing.assert_array_equal(found.pose[:, -1], starts.pose[:, 0])
-    assert (found.pose[:, 3] != starts.pose[:, 0]).any(-1).all()
-  assert counts(on.cells) == (8 * NUM_CELLS, 8 * NUM_CELLS)
-  assert counts(on.exact) == (8, 8)
-  np.testing.assert_array_equal(on.tokens[:, 4:7], on.tokens[:, 2::-1])
-  # Two of five lines it turns back to before the window has lost them; of the
-  # other 120 cells one in six is right, up to five deviations.
-  hits, trials = counts(off.cells)
-  assert trials == 8 * NUM_CELLS
-  assert 80 <= hits < 80 + 120 * (1 / 6 + 5 * (5 / 36 / 120) ** 0.5)
-  assert off.exact.hits == 0
-  # To stay, or to turn back in sight of the start, is no loop.
-  for actions in ([0, 0, 0, 0], [EAST, EAST, WEST, EAST]):
-    found = loops(actions, True)
-    assert counts(found.closed) == (0, 8)
-    assert counts(found.cells) == (0, 0)
-
-
-def test_other_actions_lead_elsewhere(known):
-  system, clips = known
-  found = jax.jit(functools.partial(evaluate.swap, system, prefix=8))(
-    {}, jax.random.key(0), clips
-  )
-  moved = clips.move[:, 8] != 0
-  assert 0 < moved.sum() < 8 or moved.all()
-  hits, trials = counts(found)
-  np.testing.assert_array_equal(trials, NUM_CELLS * moved.sum())
-  # A line of five is new at most; elsewhere kinds agree one time in five.
-  assert hits[0] >= 0.8 * trials[0]
-  assert hits[1] < 0.4 * trials[1]
-
-
-def test_observers_meet_in_one_memory_alone(known):
-  system, clips = known
-  found = jax.jit(functools.partial(evaluate.meetings, system, steps=3))(
-    {}, jax.random.key(0), clips
-  )
-  # A line of five a step, kept in view by the next steps.
-  num = 8 * 5 * (1 + 2 + 3)
-  assert counts(found.shared) == (num, num)
-  hits, trials = counts(found.apart)
-  # One in six; five deviations, lines counted up to three times.
-  assert trials == num and hits < num * (1 / 6 + 5 * (5 / 36 / 100) ** 0.5)
-  np.testing.assert_array_equal(found.left[0], found.seen[0])
-  # Only the second one's draws differ: what the first left is the same.
-  np.testing.assert_array_equal(found.left[0], found.left[1])
-  assert (found.seen[0] != found.seen[1]).any()
+  (eight,) = two_steps(config, 8, state, [[None, None]])
+  assert_close(one, eight)
+  # The check would notice the same clips in another order.
+  with pytest.raises(AssertionError):
+    assert_close(other, eight)
 
 
 # Latent actions.
@@ -437,8 +279,10 @@ def test_opposite_codes_undo_each_other():
 def test_latent_actions_label_clips():
   config = small(
     **{
+      "env.view": 3,
       "data.labels": "latent",
-      "data.num_episodes": 64,
+      "data.num_episodes": 16,
+      "data.num_test": 16,
       "data.num_codes": 8,
     }
   )
@@ -530,40 +374,89 @@ def test_fields_that_do_not_fit_one_another():
     experiment.build(config, env._replace(view=view))
 
 
-def build(module, name):
-  if module in (craftax, pod) and name not in ("smoke", "pod_tiles"):
-    pytest.importorskip("craftax.craftax_env", exc_type=ImportError)
-  if module is craftax:
-    pytest.importorskip("craftax.craftax_env", exc_type=ImportError)
-  if module is minatar_pixels:
-    pytest.importorskip("gymnax", exc_type=ImportError)
-  if module is rooms:
-    pytest.importorskip("navix", exc_type=ImportError)
+EXTRAS = {
+  "craftax": "craftax.craftax_env",
+  "minatar": "gymnax",
+  "navix": "navix",
+}
+"""What each world is imported from."""
+
+
+def variant(module, name):
+  """The config of a variant whose world is installed."""
   config = module.get_config(name)
-  return config, training.build(config)
+  package = EXTRAS.get(config.env.get("name"))
+  if package is not None:
+    pytest.importorskip(package, exc_type=ImportError)
+  return config
+
+
+@pytest.mark.parametrize(
+  "module", [captions, craftax, minatar_pixels, pod, rooms, tiles]
+)
+def test_all_variants_parse(module):
+  for name in module.VARIANTS:
+    config = module.get_config(name)
+    assert config.variant == name
+    if name != "smoke":
+      smoke = module.get_config("smoke")
+      assert config.num_steps > smoke.num_steps
+      # The same fields: what one variant sets the others have.
+      assert config.to_dict().keys() == smoke.to_dict().keys()
+  with pytest.raises(ValueError, match="must name one of smoke"):
+    module.get_config("huge")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
   "module, name",
-  variants(
-    {
-      "tiles": tiles,
-      "craftax": craftax,
-      "rooms": rooms,
-      "minatar_pixels": minatar_pixels,
-      "captions": captions,
-      "pod": pod,
-    }
-  ),
+  variants({"minatar_pixels": minatar_pixels, "captions": captions})
+  + variants({"pod": pod, "rooms": rooms}, first=("smoke",))
+  # The run above is one of these; other packages take long to import.
+  + variants({"tiles": tiles, "craftax": craftax}, first=()),
 )
 def test_a_variant_builds(module, name):
-  _, built = build(module, name)
-  if isinstance(built, training.Study):
+  config = variant(module, name)
+  built = training.build(config)
+  # Captions are traced where they are tested; a study has no step.
+  if module in (captions, minatar_pixels):
+    assert isinstance(built, training.Study) == (module is minatar_pixels)
     return
+  batch = None
+  if built.batches is not None:
+    env = parts.env(config.env)
+    batch = jax.eval_shape(
+      lambda key: envs.record(
+        env, key, config.batch_size, config.data.num_frames
+      ),
+      jax.random.key(0),
+    )
   mesh = training.make_mesh(devices=jax.devices()[:1])
   program = program_lib.compile_experiment(built, mesh)
-  batch = None if built.batches is None else built.batches(0)
   with jax.set_mesh(mesh):
     _, metrics = jax.eval_shape(program.step, program.abstract, batch)
-  assert {"loss", "grad_norm"} <= metrics.keys()
+  assert {"loss", "grad_norm", "nll"} <= metrics.keys()
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("module", [craftax, rooms, minatar_pixels])
+def test_worlds_of_other_packages(module, tmp_path):
+  config = variant(module, "smoke")
+  config.mesh.data = 1
+  training.run(training.build(config), config, tmp_path, progress=False)
+  metrics = results.report(tmp_path)["metrics"]
+  if module is minatar_pixels:
+    assert {"psnr_4", "psnr_still_4", "psnr_ceiling_4"} <= metrics.keys()
+    assert {"delta_psnr_4", "tokenizer/psnr"} <= metrics.keys()
+    # Nothing that is imagined in tokens is nearer than the tokens.
+    psnr = metrics["psnr_4"]["value"]
+    assert psnr < metrics["psnr_ceiling_4"]["value"]
+    folder = tmp_path / "world" / "figures"
+    assert (tmp_path / "tokenizer" / "report.json").exists()
+  else:
+    assert {"window_accuracy", "revisit_accuracy_off"} <= metrics.keys()
+    folder = tmp_path / "figures"
+  assert {path.name for path in folder.iterdir()} >= {
+    "training.png",
+    "rollout.png",
+  }
