@@ -178,19 +178,14 @@ def _key():
 
 
 def _check(config) -> None:
+  parts_lib.check_training(config)
   config_lib.check_counts(
     config,
-    "batch_size",
-    "num_steps",
     "num_eval",
     "patch_size",
     "data.num_episodes",
     "data.num_frames",
     "data.num_test",
   )
-  config_lib.check_range(config, "ema_decay", 0, 1)
-  checks.check_int("config.warmup_steps", config.warmup_steps, 0)
-  for name in ("learning_rate", "max_grad_norm"):
-    checks.check_finite(f"config.{name}", config[name], positive=True)
   if checks.check_finite("config.contrast", config.contrast) < 0:
     raise ValueError(f"config.contrast must be >= 0, got {config.contrast}.")

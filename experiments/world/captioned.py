@@ -339,24 +339,19 @@ def _compare(name, words, true):
 
 
 def _check(config) -> None:
+  parts.check_training(config)
+  parts.check_sampler(config)
   config_lib.check_counts(
     config,
-    "batch_size",
-    "num_steps",
     "num_masks",
     "data.num_episodes",
     "data.num_frames",
     "data.num_test",
-    "sampler.num_steps",
     "eval.num_masks",
     "eval.num_quick",
   )
-  config_lib.check_range(config, "ema_decay", 0, 1)
   config_lib.check_range(config, "env.repeat", 0, 1)
   checks.check_int("config.num_frames", config.num_frames, 2)
-  checks.check_int("config.warmup_steps", config.warmup_steps, 0)
-  for name in ("learning_rate", "max_grad_norm"):
-    checks.check_finite(f"config.{name}", config[name], positive=True)
   if config.num_frames > config.data.num_frames:
     raise ValueError(
       "config.num_frames must be at most config.data.num_frames="
