@@ -131,6 +131,8 @@ def network(config, env: envs.Env, layout: world.Layout) -> WorldNetwork:
       layout.allowed(),
       env.view.offsets,
       remat=options.remat,
+      period=env.view.period,
+      turns=any(turn for _, _, turn in env.view.moves),
       **shared,
     )
   raise ValueError(

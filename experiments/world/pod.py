@@ -10,7 +10,7 @@ the step: no loader. `pod` is of Craftax-Classic (extra `worlds`), 7 x 9 cells:
 
 | variant | what differs | hardware, time |
 |---|---|---|
-| smoke | tiny, 6 steps, the tile world | 2 cores, under 1 min |
+| smoke | tiny, 6 steps, the tile world | 2 cores, minutes of compilation |
 | pod_tiles | the tile world, 49 tokens a frame | v5e:4x4, compiled only |
 | pod | Craftax-Classic | v5e:4x4, compiled only |
 """
@@ -56,7 +56,8 @@ def _pod_tiles():
 def _smoke():
   config = _pod("tiles")
   defaults.smoke(config)
-  # The same path: online, two streams in bfloat16, layers recomputed.
+  # The same path: online, two streams, layers recomputed.
+  config.net.compute_dtype = "float32"
   config.net.num_layers = 2
   config.net.num_heads = 2
   config.window = 4

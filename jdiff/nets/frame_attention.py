@@ -12,9 +12,8 @@ import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from jdiff.core import checks
 from jdiff.core.frames import Context, KeyValues, Seen, WorldNetwork
-from jdiff.core.types import Params, Sites
+from jdiff.core.types import Sites
 from jdiff.nets import embed, frames
 
 
@@ -57,7 +56,7 @@ def frame_attention(
     ValueError: If a size is not positive or does not fit the others.
     TypeError: If a size is no integer or `compute_dtype` no float dtype.
   """
-  sizes = checked_sizes(
+  sizes = frames.checked_sizes(
     allowed,
     offsets,
     dict(
@@ -75,80 +74,7 @@ def frame_attention(
     **sizes,
     dtype=embed.float_dtype(compute_dtype),
   )
-  return as_world_network(module, len(sizes["allowed"]), len(offsets))
-
-
-def checked_sizes(
-  allowed: np.ndarray, offsets: np.ndarray, sizes: dict[str, int]
-) -> dict[str, Any]:
-  """Fields of a module, hashable, after checks that networks share."""
-  for name, value in sizes.items():
-    checks.check_int(name, value)
-  allowed, offsets = np.asarray(allowed, bool), np.asarray(offsets)
-  checks.check_shape("offsets", offsets, (None, 2))
-  if allowed.ndim != 2 or len(allowed) < len(offsets):
-    raise ValueError(
-      f"allowed must be [G, V] with G at least the {len(offsets)} cells, got "
-      f"shape {list(allowed.shape)}."
-    )
-  if sizes["width"] % sizes["num_heads"]:
-    raise ValueError(
-      f"num_heads must divide width={sizes['width']}, got {sizes['num_heads']}."
-    )
-  return sizes | {
-    "allowed": tuple(tuple(bool(x) for x in row) for row in allowed),
-    "places": frames.block_places(offsets, len(allowed)),
-    "num_cells": len(offsets),
-  }
-
-
-def as_world_network(
-  module: nn.Module, length: int, num_cells: int
-) -> WorldNetwork:
-  """Wraps a module's `everything`, `encode`, `recall`, `logits` and `move`."""
-
-  def init(key: jax.Array) -> Params:
-    blocks = jnp.zeros((1, 1, length), jnp.int32)
-    return module.init(key, blocks, method="everything")["params"]
-
-  def call(name):
-    def method(params: Params, *args: Any) -> Any:
-      _check_vocabulary(params, len(module.allowed[0]))
-      return module.apply({"params": params}, *args, method=name)
-
-    return method
-
-  def logits(params, blocks, context, sites=None):
-    frames.check_block(blocks, length)
-    return call("logits")(params, blocks, context, sites)
-
-  def encode(params, blocks, seen):
-    frames.check_block(blocks, length)
-    return call("encode")(params, blocks, seen)
-
-  def recall(params, tokens):
-    if jnp.issubdtype(tokens.dtype, jnp.integer):
-      checks.check_shape("tokens", tokens, (None,) * 4)
-    else:
-      checks.check_shape("tokens", tokens, (None,) * 5)
-    return call("recall")(params, tokens)
-
-  def move(params, tokens, action):
-    checks.check_shape("tokens", tokens, (None, num_cells))
-    checks.check_shape("action", action, (tokens.shape[0],))
-    return call("move")(params, tokens, action)
-
-  return WorldNetwork(init, encode, recall, logits, move)
-
-
-def _check_vocabulary(params: Params, num_tokens: int) -> None:
-  """Raises unless parameters are of a network of `num_tokens` and the mask."""
-  given = params["ends"]["tokens"].shape[0] - 1
-  if given != num_tokens:
-    raise ValueError(
-      f"params must be of a vocabulary of {num_tokens} tokens, got those of "
-      f"{given}; load a checkpoint of the same environment and layout."
-    )
+  return frames.as_world_network(module, len(sizes["allowed"]), len(offsets))
 
 
 class _FrameAttention(nn.Module):

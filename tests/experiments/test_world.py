@@ -342,7 +342,7 @@ def test_latent_actions_label_clips():
     ("sampler.num_steps", 26, "num_steps must be at most the 25 open sites"),
     ("sampler.order", "left", "config.sampler.order must be 'confidence'"),
     ("sampler.temperature", -1.0, "config.sampler.temperature must lie in"),
-    ("sampler.min_p", 1.5, r"config.sampler.min_p must lie in \[0, 1\]"),
+    ("sampler.min_p", 1.5, r"config.sampler.min_p must lie in \[0, 1\)"),
     ("eval.num_prefix", 0, "config.eval.num_prefix must be >= 1"),
     (
       "eval.horizon",

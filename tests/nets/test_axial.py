@@ -1,7 +1,6 @@
 """The axial network: places, two streams, the cache, and what may not leak."""
 
 import functools
-import importlib
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ import pytest
 from jdiff import nets, world
 from jdiff.core.frames import Context, Seen
 from jdiff.methods import world_model
+from jdiff.nets import slots
 from jdiff.world import memory as memory_lib
 from jdiff.world import rollout
 
@@ -165,11 +165,10 @@ def test_play_equals_training(name, kind):
 
 @pytest.mark.parametrize("name", VIEWS)
 def test_cells_are_matched_where_places_are_one(name):
-  module = importlib.import_module("jdiff.nets.axial")
   view, length = VIEWS[name], 30
   parts = make_parts(name)
   clip = make_clip(view, length, seed=3)
-  sorter = module._sorter(view.offsets, view.period, view.moves == TURN)
+  sorter = slots.make_sorter(view.offsets, view.period, view.moves == TURN)
 
   @jax.jit
   def sort(clip):
@@ -177,7 +176,7 @@ def test_cells_are_matched_where_places_are_one(name):
     unread = parts._replace(window=10, memory=memory_lib.none())
     every = functools.partial(world_model._every, unread)
     seen, _, _ = jax.vmap(every)(batch)
-    return seen, *module._sort(sorter, seen, jnp.float32)
+    return seen, *slots.sort(sorter, seen, jnp.float32)
 
   seen, window, places = jax.tree.map(np.asarray, sort(clip))
   # Each cell has a slot of its own, and is there.
