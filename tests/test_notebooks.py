@@ -19,6 +19,7 @@ LONG = (
   "olla_constraints",
   "pdns",
   "tr2d2",
+  "world",
 )
 ESTIMATE = re.compile(r"([-+]?[\d.]+) \+- ([\d.]+), exact ([-+]?[\d.]+)")
 

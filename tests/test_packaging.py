@@ -16,6 +16,7 @@ EXTRAS = PROJECT["optional-dependencies"]
 OURS = {"benchmarks", "experiments", "jdiff", "tests"}
 # Where a distribution is not named like the module that it brings.
 DISTRIBUTION = {
+  "PIL": "pillow",
   "absl": "absl-py",
   "array_record": "array-record",
   "orbax": "orbax-checkpoint",
@@ -62,8 +63,9 @@ def undeclared(folders, *extras):
 def test_imports_are_declared():
   assert third_party("jdiff")["jax"]
   assert undeclared(["jdiff"]) == {}
-  assert undeclared(["experiments"], "data", "molecules") == {}
-  assert undeclared(["benchmarks", "tests"], "data", "molecules", "dev") == {}
+  assert undeclared(["experiments"], "data", "molecules", "worlds") == {}
+  extras = ("data", "molecules", "worlds", "dev")
+  assert undeclared(["benchmarks", "tests"], *extras) == {}
 
 
 def test_dependencies_are_bounded_above():

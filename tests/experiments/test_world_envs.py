@@ -180,6 +180,7 @@ def test_craftax_players_move_by_one_cell_at_most(craftax):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_craftax_rewards_an_achievement_and_changes_the_map(
   craftax, craftax_step
 ):
@@ -271,7 +272,13 @@ def test_rooms_end_at_the_goal(rooms):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("game", minatar_world.GAMES)
+@pytest.mark.parametrize(
+  "game",
+  [
+    pytest.param(game, marks=() if "Breakout" in game else pytest.mark.thorough)
+    for game in minatar_world.GAMES
+  ],
+)
 def test_minatar_tokens_say_what_the_planes_say(game):
   gymnax = pytest.importorskip("gymnax", exc_type=ImportError)
   env = minatar_world.env(game)

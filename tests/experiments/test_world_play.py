@@ -178,6 +178,7 @@ def test_players_arrive_or_do_not(params):
   assert (greedy[arrived] >= np.asarray(tasks.distance)[arrived]).all()
 
 
+@pytest.mark.thorough
 def test_a_finished_run_is_loaded_and_played(tmp_path, monkeypatch):
   small = config()
   small.num_steps = 1

@@ -335,7 +335,9 @@ def test_a_loss_of_moves_is_a_cross_entropy():
     )
 
 
-@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize(
+  "kind", ["single", pytest.param("all", marks=pytest.mark.thorough)]
+)
 def test_examples_draw_from_their_own_keys(kind):
   """An example's loss is that of a batch of another size and order."""
   loss = loss_of(kind, context_noise=0.3)
@@ -351,7 +353,9 @@ def test_examples_draw_from_their_own_keys(kind):
   assert len(np.unique(total)) == BATCH
 
 
-@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize(
+  "kind", ["single", pytest.param("all", marks=pytest.mark.thorough)]
+)
 def test_gradients_reach_every_parameter(kind):
   network = {"single": "frame_attention", "all": "axial"}[kind]
   parts, params = made(network)

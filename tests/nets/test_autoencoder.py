@@ -76,6 +76,7 @@ def test_whether_a_patch_sees_others(num_layers, alone):
   assert moved.any() != alone
 
 
+@pytest.mark.thorough
 def test_compute_dtype_and_remat():
   net, params = made(1)
   half, _ = made(1, compute_dtype=jnp.bfloat16)

@@ -239,6 +239,7 @@ def test_a_frame_s_answers_are_not_kept():
   np.testing.assert_array_equal(kept.key, again.key)
 
 
+@pytest.mark.thorough
 def test_sites_remat_and_low_precision():
   parts, params = make("torus", "bank")
   clip = make_clip(parts.view, LENGTH)

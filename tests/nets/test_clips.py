@@ -41,6 +41,7 @@ def test_answers_what_sites_may_hold():
   )
 
 
+@pytest.mark.thorough
 def test_remat_changes_memory_alone():
   params = jax.jit(network().init)(jax.random.key(0))
 

@@ -353,9 +353,9 @@ SMALL = world.View(2, 2, (0, 0), worlds.COMPASS)
     ),
     (lambda: join(num_steps=0), ValueError, "num_steps must be >= 1, got 0"),
     (
-      lambda: first_step(num_steps=10),
+      lambda: join(num_steps=10),
       ValueError,
-      r"num_steps must be .* at most",
+      "num_steps must be at most the 9 open sites of a block, got 10",
     ),
     (lambda: first_step(order="best"), ValueError, "order must be"),
     (lambda: first_step(min_p=1.0), ValueError, r"min_p must lie in \[0, 1\)"),

@@ -91,7 +91,7 @@ def test_enough_random_shots_find_the_only_way():
 def test_a_plan_is_worth_what_it_is_said_to_be():
   found = shooter(8, 2)(jax.random.split(jax.random.key(1), 8), jnp.full(8, 2))
   assert (found.values.max((1, 2)) == found.value).all()
-  for i in range(8):
+  for i in range(2):
     _, frames = MODEL.imagine({}, jax.random.key(0), start(), found.actions[i])
     assert reach(2, frames) == found.value[i]
 
