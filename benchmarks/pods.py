@@ -54,6 +54,7 @@ from experiments.pdns import potts as pdns_potts  # noqa: E402
 from experiments.tr2d2 import dna as tr2d2_dna  # noqa: E402
 from experiments.tr2d2 import experiment as tr2d2  # noqa: E402
 from experiments.tr2d2 import peptides as tr2d2_peptides  # noqa: E402
+from experiments.world import envs as world_envs  # noqa: E402
 from experiments.world import experiment as world  # noqa: E402
 from experiments.world import parts as world_parts  # noqa: E402
 from experiments.world import pod as world_pod  # noqa: E402
@@ -132,7 +133,7 @@ def world_steps(devices, variants=("pod",)):
     config.name = f"world {config.name}"
     built = world.build(config)
     env = world_parts.env(config.env)
-    sites = world_parts.layout(env).length
+    sites = world_envs.layout(env).length
     params = jax.eval_shape(
       built.init, jax.eval_shape(jax.random.key, 0)
     ).params
@@ -244,6 +245,7 @@ SYSTEMS = {
   "world": world_steps,
 }
 EVERYTHING = tuple(SYSTEMS)
+SYSTEMS["world_tiles"] = functools.partial(world_steps, variants=("pod_tiles",))
 SYSTEMS |= {
   name: functools.partial(alignflow_steps, names=(name,)) for name in FLOWS
 }
@@ -251,9 +253,6 @@ SYSTEMS |= {
   name: functools.partial(masked_lm_steps, names=(name,))
   for name in ("text", *TUNED)
 }
-
-
-SYSTEMS["world_tiles"] = functools.partial(world_steps, variants=("pod_tiles",))
 
 
 def main(topology, names):

@@ -3,8 +3,7 @@
   python -m benchmarks.world [speed] [cache] [planning] [memories] [--runs=DIR]
 
 `speed`: frames a second of the CPU configuration, untrained, by unmasking steps
-and by worlds side by side, and the latency of single calls. Baseline: the same
-model with the keys and values of its window made anew for every frame.
+and by worlds side by side, and the latency of single calls.
 
 `cache`: one frame of the two-stream network against windows of 16, 64 and 256
 frames: from the ring of keys and values; with the window encoded once a frame;

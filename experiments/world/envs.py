@@ -9,7 +9,7 @@ import numpy as np
 
 from jdiff.core import checks
 from jdiff.world.geometry import View
-from jdiff.world.layout import Clip
+from jdiff.world.layout import Clip, Layout
 
 
 class Env(NamedTuple):
@@ -122,16 +122,23 @@ def record(
   (tokens, action, move, pose, reward, alive), seen = jax.jit(
     jax.vmap(episode)
   )(keys)
-  if env.rewards:
-    values = jnp.asarray(env.rewards)
-    gap = reward[..., None] - jnp.broadcast_to(
-      values, (*reward.shape, len(env.rewards))
-    )
-    classes = jnp.argmin(jnp.abs(gap), axis=-1).astype(jnp.int32)
-  else:
-    classes = jnp.zeros(reward.shape, jnp.int32)
+  # An ended episode's last reward is not given again.
+  before = jnp.concatenate([jnp.ones_like(alive[:, :1]), alive[:, :-1]], axis=1)
+  reward = jnp.where(before == 1, reward, 0.0)
+  classes = layout(env).reward_class(reward)
   clip = Clip(tokens, action, move, pose, classes, alive)
   return clip if observe is None else (clip, seen)
+
+
+def layout(env: Env) -> Layout:
+  """Sizes of the blocks of an environment's frames."""
+  return Layout(
+    env.view.num_cells,
+    env.num_tokens,
+    env.num_actions,
+    env.view.num_moves,
+    tuple(env.rewards),
+  )
 
 
 def whole(clip: Any) -> Any:

@@ -20,11 +20,15 @@ MAX_IN_VIEW = 0.25
 
 
 class OneStep(NamedTuple):
-  """Counts `[3]` by class of cell, see `metrics.CLASSES`; and of frames."""
+  """Counts `[3]` by class of cell, see `metrics.CLASSES`.
+
+  And of whole frames, and of rewards' classes.
+  """
 
   on: metrics.Tally
   off: metrics.Tally
   frames: metrics.Tally
+  rewards: metrics.Tally
 
 
 class Rollout(NamedTuple):
@@ -36,7 +40,8 @@ class Rollout(NamedTuple):
       where the predicted pose is right.
     every: Counts `[H]` over all cells.
     pose: Counts `[H]` of right poses.
-    horizon: `[E]` frames before the first known cell that is wrong.
+    horizon: `[E]` frames before the first whose pose or whose known cells are
+      wrong.
   """
 
   tokens: jax.Array
@@ -52,7 +57,8 @@ class Loops(NamedTuple):
   Attributes:
     cells: Right cells on return, of loops that closed.
     exact: Loops that came back to exactly the same frame.
-    closed: Loops whose predicted pose came back.
+    closed: Loops whose predicted pose came back, and that had lost sight of
+      their start.
     tokens: `[E, 2 k, N]` the frames.
     pose: `[E, 2 k, 3]`, where they were seen from.
   """
@@ -122,36 +128,39 @@ def one_step(
     blocks = jnp.full((1, sizes.length), sizes.mask_id, jnp.int32)
     blocks = blocks.at[0, : layout_lib.NUM_GIVEN].set(given)
     logits = logits_fn(params, blocks, jnp.ones(1))
-    return jnp.argmax(sizes.cells_logits(logits[0]), axis=-1)
+    block = jnp.argmax(logits[0], axis=-1)
+    return sizes.cells(block), sizes.answers(block)[0]
 
   def episode(clip):
     head, tail = _cut(clip, first)
     state = start(model, params, head, True)
 
     def frame(state, xs):
-      tokens, action, pose, now = xs
+      tokens, action, pose, reward, now = xs
 
       # One program for both, not two copies of the network.
       def ask(is_on):
         asked = state._replace(memory=switch(state.memory, is_on))
-        return guess(asked, action) == tokens
+        cells, answer = guess(asked, action)
+        return cells == tokens, answer == reward
 
-      found = jax.lax.map(ask, jnp.array([True, False]))
+      found, rewarded = jax.lax.map(ask, jnp.array([True, False]))
       classes = metrics.cell_classes(view, clip.pose, now, window=window)
       counts = [
         metrics.tally(jnp.broadcast_to(f[None], classes.shape), classes, 1)
         for f in found
       ]
       state = model.observe(params, state, tokens, action, pose)
-      return state, (*counts, found[0].all())
+      return state, (*counts, found[0].all(), rewarded[0])
 
     now = first + jnp.arange(tail.action.shape[0])
-    _, (on, off, exact) = jax.lax.scan(
-      frame, state, (tail.tokens, tail.action, tail.pose, now)
+    _, (on, off, exact, rewarded) = jax.lax.scan(
+      frame, state, (tail.tokens, tail.action, tail.pose, tail.reward, now)
     )
     return OneStep(
       *jax.tree.map(lambda x: x.sum(0), (on, off)),
       metrics.tally(exact, jnp.ones_like(exact)),
+      metrics.tally(rewarded, jnp.ones_like(rewarded)),
     )
 
   return jax.tree.map(lambda x: x.sum(0), jax.vmap(episode)(clip))
@@ -185,7 +194,7 @@ def rollouts(
       metrics.tally(right, jnp.ones_like(right), 1),
       metrics.tally(same_pose, jnp.ones_like(same_pose), ()),
     )
-    wrong = jnp.any(known & ~right, axis=1)
+    wrong = jnp.any(known & ~right, axis=1) | ~same_pose
     return frames.tokens, counts, metrics.exact_horizon(wrong)
 
   keys = jax.vmap(jax.random.fold_in, (None, 0))(

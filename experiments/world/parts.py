@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from experiments.common import config as config_lib
@@ -59,17 +60,6 @@ def env(config) -> envs.Env:
   raise ValueError(
     "config.env.name must be 'tiles', 'craftax', 'minatar' or 'navix', got "
     f"{name!r}."
-  )
-
-
-def layout(env: envs.Env) -> world.Layout:
-  """Sizes of the blocks of an environment's frames."""
-  return world.Layout(
-    env.view.num_cells,
-    env.num_tokens,
-    env.num_actions,
-    env.view.num_moves,
-    tuple(env.rewards),
   )
 
 
@@ -145,7 +135,7 @@ def system(config, environment: envs.Env | None = None) -> System:
   """Joins the parts that a config names."""
   environment = env(config.env) if environment is None else environment
   environment, label = _labels(config, environment)
-  sizes = layout(environment)
+  sizes = envs.layout(environment)
   parts = world_model.Parts(
     network(config, environment, sizes),
     sizes,
@@ -193,16 +183,23 @@ def recorded(
   split: str,
   observe: Callable[[Any], Any] | None = None,
 ):
-  """The clips of a split, as NumPy arrays; whole episodes only.
+  """The clips of a split, as NumPy arrays.
+
+  Whole episodes only, but for training where a model answers rewards.
 
   With `observe`, `(clips, what it saw of each frame)`.
   """
   stream = {"train": 0, "test": 1}[split]
   num = config.data.num_episodes if split == "train" else config.data.num_test
   key = jax.random.fold_in(jax.random.key(config.seed), 2**20 + stream)
-  return envs.whole(
-    envs.record(env, key, num, config.data.num_frames, observe=observe)
-  )
+  found = envs.record(env, key, num, config.data.num_frames, observe=observe)
+  if split == "train" and env.rewards:
+    # How an episode ends is learnt too; losses stop there.
+    found = jax.tree.map(np.asarray, found)
+  else:
+    found = envs.whole(found)
+  envs.layout(env).check_clip(found if observe is None else found[0])
+  return found
 
 
 def loss(config, parts: world_model.Parts, *, clean: bool = False):

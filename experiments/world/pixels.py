@@ -149,7 +149,7 @@ class Evaluator(report.Evaluator):
     true, rows = self._true, self._rows()
     prefix = self.config.eval.num_prefix
     imagined = self._imagine(params, key_roll, rows)
-    last, ceiling = self.show(rows.tokens[:, prefix - 1 : prefix]), None
+    last = self.show(rows.tokens[:, prefix - 1 : prefix])
     ceiling = self.show(rows.tokens[:, prefix:])
     for h in report.HORIZONS:
       if h <= self.config.eval.horizon:

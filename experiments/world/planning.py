@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import mctx
 
-from experiments.world import envs, tile_world
+from experiments.world import envs, optional, tile_world
 from jdiff import world
 from jdiff.world import plan
 
@@ -154,6 +153,7 @@ def shooting_player(env: envs.Env, model: world.World, **options):
 
 def tree_player(env: envs.Env, model: world.World, *, num_simulations: int):
   """Plans by `mctx`'s Gumbel MuZero over the model's frames."""
+  mctx = optional.load("mctx")
 
   def act(params, key, state, target, pose):
     def value(state):

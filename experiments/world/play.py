@@ -25,8 +25,13 @@ from experiments.world import envs, evaluate, parts
 from jdiff import training
 from jdiff.world import layout as layout_lib
 
-ARROWS = {"A": "north", "B": "south", "C": "east", "D": "west"}
-"""Last bytes of the arrow keys' sequences, and the actions they mean."""
+ARROWS = {
+  "\x1b[A": ("north", "up", "forward"),
+  "\x1b[B": ("south", "down"),
+  "\x1b[C": ("east", "right", "turn_right"),
+  "\x1b[D": ("west", "left", "turn_left"),
+}
+"""The arrow keys, and the actions that they mean, whichever there is."""
 
 
 class Player:
@@ -42,6 +47,11 @@ class Player:
 
   def __init__(self, config, params: Any, *, seed: int = 0):
     self.config, self.params = config, params
+    if config.data.labels != "actions":
+      raise ValueError(
+        "a run to play must have config.data.labels='actions', got "
+        f"{config.data.labels!r}: the true world knows no other actions."
+      )
     self.system = parts.system(config)
     self.env: envs.Env = self.system.env
     self._step = jax.jit(self.system.world.step)
@@ -59,10 +69,12 @@ class Player:
   def begin(self, seed: int) -> None:
     """A new world, of which one real frame is seen."""
     key = jax.random.key(seed)
-    key_env, self.key = jax.random.split(key)
+    self._key_env, self.key = jax.random.split(key)
     self.seed = seed
-    self.real = jax.jit(self.env.reset)(key_env)
+    self.real = jax.jit(self.env.reset)(self._key_env)
     state = jax.jit(self.system.world.init)(self.params)
+    memory = evaluate.switch(state.memory, self.has_memory)
+    state = state._replace(memory=memory)
     tokens = self.env.tokens(self.real)
     self.state = self._observe(
       self.params, state, tokens, jnp.int32(0), self.env.pose(self.real)
@@ -86,7 +98,7 @@ class Player:
     self.state, frame = self._step(
       self.params, self.key, self.state, jnp.int32(action)
     )
-    key = jax.random.fold_in(self.key, len(self.frames))
+    key = jax.random.fold_in(self._key_env, len(self.frames))
     self.real = self._move(key, self.real, jnp.int32(action))
     both = np.asarray(frame.tokens), np.asarray(self.env.tokens(self.real))
     self.frames.append(both)
@@ -180,14 +192,15 @@ def run(player: Player, pressed: Iterator[str], write) -> None:
   )
   write(player.text() + "\r\n")
   for key in pressed:
-    name = letters.get(key, key)
+    means = ARROWS.get(key, (letters.get(key, key),))
+    name = next((m for m in means if m in player.env.action_names), None)
     if key == "q":
       return
     if key == "m":
       player.toggle()
     elif key == "r":
       player.begin(player.seed + 1)
-    elif name in player.env.action_names:
+    elif name is not None:
       player.press(name)
     else:
       continue
@@ -195,13 +208,13 @@ def run(player: Player, pressed: Iterator[str], write) -> None:
 
 
 def typed(stream) -> Iterator[str]:
-  """Keys from a stream of characters, arrows by their action's name."""
+  """Keys from a stream of characters, arrows in three of them."""
   while True:
     char = stream.read(1)
     if not char:
       return
-    if char == "\x1b" and stream.read(1) == "[":
-      yield ARROWS.get(stream.read(1), "")
+    if char == "\x1b":
+      yield char + stream.read(2)
     elif not char.isspace():
       yield char
 

@@ -65,6 +65,8 @@ class Evaluator:
       for tally, suffix in self._both(found.on, found.off):
         result |= _share(f"{name}_accuracy{suffix}", tally, i)
     result |= _share("frame_accuracy", found.frames)
+    if self.system.parts.layout.rewards:
+      result |= _share("reward_accuracy", found.rewards)
     if not final:
       return result
     for suffix, is_on in self._switches():
@@ -235,7 +237,11 @@ class Evaluator:
 
 
 def _share(name, tally, index=()):
-  """A share of hits and its binomial standard error; nothing without trials."""
+  """A share of hits; nothing without trials.
+
+  The standard error is as if cells were independent, which within an episode
+  they are not: read it as a lower bound.
+  """
   hits, trials = np.asarray(tally.hits)[index], np.asarray(tally.trials)[index]
   if not trials:
     return {}

@@ -16,6 +16,9 @@ class KeyValues(NamedTuple):
       or `[D, B, Q, F, N, H, d]` where each of `Q` queries has frames of its
       own.
     value: As `key`.
+
+  A network may lay out what follows `N` as it likes, and what its `recall`
+  answers is its own.
   """
 
   key: jax.Array

@@ -11,7 +11,7 @@ streams, clean and noisy, are those of block diffusion (arXiv:2503.09573).
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,9 @@ def single_target(
 ) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
   """One frame of each clip is the target, drawn uniformly.
 
+  Up to the frame that ended the episode, if one did. For networks whose
+  `encode` does not look at other frames, as `nets.frame_attention`.
+
   Args:
     parts: The world's parts.
     context_noise: Half of the examples have a share of their context, uniform
@@ -76,7 +79,10 @@ def single_target(
   def loss(params: Params, key: jax.Array, clip: Clip):
     num, length = _clip_shape(parts, clip)
     key_time, key_noise, key_mask = _split_each(key, num, 3)
-    target = jax.vmap(lambda k: jax.random.randint(k, (), 1, length))(key_time)
+    last = jnp.minimum(jnp.sum(clip.alive, axis=1), length - 1)
+    target = jax.vmap(lambda k, n: jax.random.randint(k, (), 1, n + 1))(
+      key_time, last
+    )
     noisy, share = _corrupt(parts, key_noise, clip, context_noise)
     seen, recalled = jax.vmap(lambda c, t: _single(parts, c, t))(noisy, target)
     window, found = seen
@@ -94,7 +100,7 @@ def single_target(
     per_site = _denoising(
       parts, params, key_mask, at[:, None], context, draw_masks
     )
-    return _total(parts, params, clip, per_site)
+    return _total(parts, params, clip, per_site[:, 0])
 
   return loss
 
@@ -128,7 +134,7 @@ def all_targets(
     context = Context(window, recalled, share)
     blocks = parts.layout.pack(clip)[:, targets]
     per_site = _denoising(parts, params, key_mask, blocks, context, draw_masks)
-    return _total(parts, params, clip, per_site)
+    return _total(parts, params, clip, _mean(per_site, _counts(clip)))
 
   return loss
 
@@ -147,11 +153,12 @@ def move_loss(
   label = clip.move[:, 1:].reshape(-1)
   nats = optax.softmax_cross_entropy_with_integer_labels(logits, label)
   right = jnp.argmax(logits, axis=-1) == label
-  shape = (batch, length - 1)
-  return nats.reshape(shape).mean(1), right.reshape(shape).mean(1)
+  shape, counts = (batch, length - 1), _counts(clip)
+  right = right.astype(nats.dtype)
+  return _mean(nats.reshape(shape), counts), _mean(right.reshape(shape), counts)
 
 
-def history(memory: Memory, frames: Frames, now: jax.Array) -> memory_lib.Any:
+def history(memory: Memory, frames: Frames, now: jax.Array) -> Any:
   """The state of a memory to which the frames before time `now` were written.
 
   Args:
@@ -177,7 +184,7 @@ def _frames(clip: Clip) -> Frames:
 
 
 def _slots(now, window):
-  """Indices of the frames before `now`, in the order of play's ring."""
+  """Indices of the frames before `now`, the oldest first."""
   return jnp.clip(now - window + jnp.arange(window), 0)
 
 
@@ -260,7 +267,7 @@ def _corrupt(parts, keys, clip, context_noise):
 
 
 def _denoising(parts, params, keys, blocks, context, draw_masks):
-  """Nats a site `[B]` of blocks `[B, Q, G]`, the mean over targets."""
+  """Nats a site `[B, Q]` of blocks `[B, Q, G]`."""
   batch, num_targets, length = blocks.shape
   given = layout_lib.NUM_GIVEN
 
@@ -287,7 +294,18 @@ def _denoising(parts, params, keys, blocks, context, draw_masks):
     num_prompt=given,
     implementation="scan",
   )
-  return nll.reshape(batch, num_targets).mean(1) / (length - given)
+  return nll.reshape(batch, num_targets) / (length - given)
+
+
+def _counts(clip):
+  """Which of frames 1 to T - 1 follow one after which the episode went on."""
+  return jnp.cumprod(clip.alive[:, :-1], axis=1) == 1
+
+
+def _mean(values, counts):
+  """Means over the frames `[B, T - 1]` that count."""
+  total = jnp.sum(jnp.where(counts, values, 0), axis=1)
+  return total / jnp.maximum(jnp.sum(counts, axis=1), 1)
 
 
 def _total(parts, params, clip, per_site):

@@ -93,6 +93,8 @@ def axial(
       width=width,
       num_layers=num_layers,
       num_heads=num_heads,
+      mlp_width=4 * width if mlp_width is None else mlp_width,
+      num_given=num_given,
     ),
   )
   if period is not None:
@@ -101,8 +103,6 @@ def axial(
     period = (int(period[0]), int(period[1]))
   module = _Axial(
     **sizes,
-    mlp_width=4 * width if mlp_width is None else mlp_width,
-    num_given=checks.check_int("num_given", num_given),
     sorter=slots.make_sorter(np.asarray(offsets), period, turns),
     dtype=embed.float_dtype(compute_dtype),
     remat=remat,

@@ -1,6 +1,6 @@
 """World models: frames of tokens, the loop that imagines them, its memory."""
 
-from jdiff.world import memory, metrics, plan, tokenizers
+from jdiff.world import memory, metrics, plan, sequence, tokenizers
 from jdiff.world.geometry import View
 from jdiff.world.layout import Clip, Layout
 from jdiff.world.memory import Frames, Memory, Query, Recalled
@@ -20,6 +20,7 @@ __all__ = [
   "memory",
   "metrics",
   "plan",
+  "sequence",
   "together",
   "tokenizers",
   "world",

@@ -91,7 +91,7 @@ class View:
   def cells(self, pose: jax.Array) -> jax.Array:
     """World coordinates `[..., N, 2]` of what `pose [..., 3]` sees.
 
-    Not wrapped on a torus: see `nearest` and `index`.
+    Not wrapped on a torus: see `nearest`.
     """
     offsets = jnp.broadcast_to(
       self.offsets, (*pose.shape[:-1], self.num_cells, 2)

@@ -120,10 +120,6 @@ class Layout:
     """The cells `[..., N]` of blocks."""
     return blocks[..., -self.num_cells :]
 
-  def cells_logits(self, logits: jax.Array) -> jax.Array:
-    """Of a block's logits `[..., G, V]` those of cells: `[..., N, kinds]`."""
-    return logits[..., -self.num_cells :, : self.num_tokens]
-
   def answers(self, blocks: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Classes of reward and of continuation, `[...]` each; 0 and 1 if none."""
     if not self.rewards:

@@ -72,7 +72,8 @@ class World(NamedTuple):
       in a real frame that `action` has led to. Without a pose the model
       predicts it.
     step: `(params, key, state, action, freeze_memory=False) -> (state, Frame)`:
-      imagines the frame that `action` leads to.
+      imagines the frame that `action` leads to. Actions out of range are
+      refused where their values are known, which under `jit` they are not.
     imagine: `(params, key, state, actions [T], freeze_memory=False) -> (state,
       Frame [T])`, equal to `T` steps with the same key, bit for bit: step `t`
       draws from `fold_in(key, state.time)`. Frozen, a memory is read and not
@@ -210,6 +211,10 @@ def world(
       pose = view.move(state.pose, move)
     else:
       checks.check_shape("pose", pose, (3,))
+      if not jnp.issubdtype(jnp.result_type(pose), jnp.integer):
+        raise TypeError(
+          f"pose must be integers, got dtype {jnp.result_type(pose)}."
+        )
       pose = jnp.asarray(pose, jnp.int32)
       # Somewhere out of reach, as after a reset: as if it had stayed.
       move = jnp.maximum(view.move_between(state.pose, pose), 0)
@@ -324,9 +329,15 @@ def check_sizes(
         f"{getattr(layout, name)}."
       )
   state = jax.eval_shape(memory.init)
-  for part in jax.tree.leaves(
-    state, is_leaf=lambda x: isinstance(x, memory_lib.Bank)
-  ):
+  kinds = (memory_lib.Bank, memory_lib.Gated)
+  for part in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, kinds)):
+    if isinstance(part, memory_lib.Gated):
+      given = part.values.shape[-1]
+      if given != layout.num_tokens:
+        raise ValueError(
+          f"memory must be of the layout's {layout.num_tokens} kinds of "
+          f"cells, got {given}."
+        )
     if not isinstance(part, memory_lib.Bank):
       continue
     capacity, num_cells = part.frames.tokens.shape
