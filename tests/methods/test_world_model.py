@@ -388,3 +388,26 @@ def test_gradients_reach_every_parameter(kind):
     assert np.abs(grad).max() > 0, path
   # Float32: a loss of about 3 is good to 3e-7, over steps of 1e-2.
   np.testing.assert_allclose(difference, slope, rtol=2e-2)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_nothing_is_learnt_from_after_an_end(kind):
+  """The frame that ends an episode is a target, those after it are none."""
+  loss = loss_of(kind, law="all")
+  clip, end = clips(batch=32), 3
+  clip = clip._replace(alive=clip.alive.at[:, end:].set(0))
+  key = jax.random.key(8)
+  total, info = loss(key, clip)
+
+  def changed(at):
+    tokens = (clip.tokens + (jnp.arange(LENGTH) >= at)[None, :, None]) % KINDS
+    return loss(key, clip._replace(tokens=tokens))
+
+  same, same_info = changed(end + 1)
+  np.testing.assert_allclose(same, total, rtol=1e-6)
+  np.testing.assert_allclose(same_info["move_nll"], info["move_nll"], 1e-6)
+  # The end itself counts.
+  assert (np.abs(changed(end)[0] - total) > 1e-4).mean() > 0.1
+  # And so does all of an episode that went on.
+  whole = loss(key, clip._replace(alive=0 * clip.alive + 1))[0]
+  assert (np.abs(whole - total) > 1e-4).mean() > 0.1

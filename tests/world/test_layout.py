@@ -68,15 +68,6 @@ def test_pack_and_its_inverses(layout):
   np.testing.assert_array_equal(layout.pack(one), blocks[1, 3])
 
 
-def test_logits_of_cells(layout):
-  logits = jax.random.normal(
-    jax.random.key(0), (2, layout.length, layout.mask_id)
-  )
-  np.testing.assert_array_equal(
-    layout.cells_logits(logits), logits[:, layout.length - 6 :, :4]
-  )
-
-
 def test_reward_classes():
   values = jnp.array([-7.0, -1.0, -0.4, 0.1, 0.9, 1.1, 2.0, 99.0])
   expected = [0, 0, 1, 1, 1, 2, 2, 2]
