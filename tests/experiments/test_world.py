@@ -149,6 +149,7 @@ def test_figures(finished):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_a_run_that_broke_off_ends_the_same(finished, tmp_path):
   whole, config, built, _ = finished
   built = built._replace(figures=None)
@@ -276,6 +277,7 @@ def test_opposite_codes_undo_each_other():
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_latent_actions_label_clips():
   config = small(
     **{

@@ -148,6 +148,7 @@ def test_fields_out_of_range_are_named(field, value, message):
     captioned.build(config)
 
 
+@pytest.mark.thorough
 def test_a_run_from_end_to_end(tmp_path):
   config = captions.get_config("smoke").copy_and_resolve_references()
   config.num_steps = config.eval_every = config.checkpoint_every = 4

@@ -61,6 +61,7 @@ def test_shifts_are_laws_and_shift():
   np.testing.assert_allclose(probs[:, 2], 0.25, atol=1e-3)
 
 
+@pytest.mark.thorough
 def test_codes_are_the_moves():
   params, network = latent.fit(
     ENV, clips(0, 48), jax.random.key(0), num_codes=8, num_steps=150
