@@ -31,8 +31,7 @@ from benchmarks import timing
 from experiments.world import parts, planning, tiles
 from jdiff import ctmc, training, world
 from jdiff.core.frames import Context, Seen
-from jdiff.world import memory as memory_lib
-from jdiff.world import rollout
+from jdiff.methods import world_model
 
 
 def speed(runs):
@@ -77,8 +76,7 @@ def cache(runs):
   print("baseline: the window encoded at each evaluation")
   print("  W  every evaluation ms  once a frame ms  cached ms  ratios")
   for window in (16, 64, 256):
-    runs = _cache_runs(window)
-    times = {k: v[0] for k, v in timing.measure(runs).items()}
+    times = {k: v[0] for k, v in timing.measure(_cache_runs(window)).items()}
     every, once, cached = (1e3 * times[k] for k in ("every", "once", "cached"))
     print(
       f"{window:3d}  {every:19.2f}  {once:15.2f}  {cached:9.2f}  "
@@ -105,23 +103,9 @@ def _cache_runs(window):
     np.ones(window + 1, int),
   )
   blocks = sizes.pack(jax.tree.map(jnp.asarray, clip))[None]
-  frames = memory_lib.as_recalled(
-    view,
-    memory_lib.Frames(
-      jnp.asarray(clip.tokens),
-      jnp.asarray(poses),
-      jnp.arange(window + 1),
-      jnp.ones(window + 1, bool),
-    ),
+  seen, _, _ = world_model.clip_context(
+    system.parts, jax.tree.map(jnp.asarray, clip)
   )
-
-  def look(now):
-    seen = rollout.see(view, jnp.asarray(poses)[now], now, frames)
-    before = jnp.arange(window + 1) < now
-    seen = jax.tree.map(lambda x: x[0, 0], seen)
-    return seen._replace(valid=seen.valid & before[:, None])
-
-  seen = jax.vmap(look)(jnp.arange(window + 1))
   past = jax.tree.map(lambda x: x[None, :window, :window], seen)
   now = jax.tree.map(lambda x: x[None, window:, :window], seen)
   encode = functools.partial(network.encode, params, blocks[:, :window], past)

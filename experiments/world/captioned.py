@@ -20,7 +20,6 @@ from experiments.common import plots
 from experiments.world import envs, events, figures, parts, tile_world
 from jdiff import ctmc, elbo, nets, training
 from jdiff.core import checks
-from jdiff.nets import clips as clips_lib
 from jdiff.world import sequence
 
 TASKS = ("joint", "caption", "frames", "future")
@@ -118,7 +117,7 @@ def make_canvas(config, env: envs.Env) -> sequence.Canvas:
 def network(config, canvas: sequence.Canvas) -> nets.Network:
   """The network of `config.net`."""
   options = config.net
-  return clips_lib.clips(
+  return nets.clips(
     canvas.allowed(),
     shape=canvas.shape,
     num_frames=canvas.num_frames,

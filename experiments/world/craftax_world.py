@@ -118,13 +118,13 @@ def env() -> envs.Env:
   def reset(key):
     _, state = game.reset_env(key, params)
     state = CraftaxState(state, jnp.float32(0), jnp.array(False))
-    return jax.tree.map(_strong, state)
+    return optional.strong(state)
 
   @optional.lenient
   def step(key, state, action):
     _, after, reward, done, _ = game.step_env(key, state.game, action, params)
     after = CraftaxState(after, jnp.float32(reward), state.done | done)
-    return jax.tree.map(_strong, after)
+    return optional.strong(after)
 
   def pose(state):
     return jnp.append(state.game.player_position, 0).astype(jnp.int32)
@@ -177,8 +177,3 @@ def blocks(cells: jax.Array, at: jax.Array) -> jax.Array:
   inside &= (at[:, 1] >= 0) & (at[:, 1] < cols)
   found = cells[at[:, 0].clip(0, rows - 1), at[:, 1].clip(0, cols - 1)]
   return jnp.where(inside, found, OUT_OF_BOUNDS)
-
-
-def _strong(x):
-  """Carries keep their types; the package begins with Python numbers."""
-  return jnp.asarray(x, jnp.asarray(x).dtype)

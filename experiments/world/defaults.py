@@ -80,6 +80,23 @@ def base(name: str) -> ml_collections.ConfigDict:
   return config
 
 
+def pod(config) -> None:
+  """The network and the training of a slice: axial, clips made in the step."""
+  config.data.source = "online"
+  config.net.kind = "axial"
+  config.net.width, config.net.num_layers = 768, 12
+  config.net.num_heads = 12
+  config.net.compute_dtype = "bfloat16"
+  config.net.remat = True
+  config.context_noise = 0.2
+  config.learning_rate = 3e-4
+  config.warmup_steps = 5000
+  config.num_steps = 200_000
+  config.ema_decay = 0.9999
+  config.log_every = 100
+  config.eval_every = config.checkpoint_every = 5000
+
+
 def smoke(config) -> None:
   """A few steps on few clips, for tests."""
   config.data.num_episodes = 16

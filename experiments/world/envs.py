@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdiff.core import checks
+from jdiff.core import keys as keys_lib
 from jdiff.world.geometry import View
 from jdiff.world.layout import Clip, Layout
 
@@ -116,9 +117,7 @@ def record(
     )
     return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, rest)
 
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(
-    key, jnp.arange(num_episodes, dtype=jnp.uint32)
-  )
+  keys = keys_lib.per_example(key, num_episodes)
   (tokens, action, move, pose, reward, alive), seen = jax.jit(
     jax.vmap(episode)
   )(keys)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from experiments.world import parts as parts_lib
 from jdiff import world
+from jdiff.core import keys as keys_lib
 from jdiff.world import layout as layout_lib
 from jdiff.world import memory as memory_lib
 from jdiff.world import metrics
@@ -197,9 +198,7 @@ def rollouts(
     wrong = jnp.any(known & ~right, axis=1) | ~same_pose
     return frames.tokens, counts, metrics.exact_horizon(wrong)
 
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(
-    key, jnp.arange(clip.action.shape[0])
-  )
+  keys = keys_lib.per_example(key, clip.action.shape[0])
   tokens, counts, horizon = jax.vmap(episode)(keys, clip)
   counts = jax.tree.map(lambda x: x.sum(0), counts)
   return Rollout(tokens, *counts, horizon)
@@ -240,9 +239,7 @@ def loops(
       (frames.tokens, frames.pose),
     )
 
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(
-    key, jnp.arange(actions.shape[0])
-  )
+  keys = keys_lib.per_example(key, actions.shape[0])
   *counts, frames = jax.vmap(episode)(keys, clip, actions)
   return Loops(*jax.tree.map(lambda x: x.sum(0), counts), *frames)
 
@@ -277,9 +274,7 @@ def swap(
 
     return jax.lax.map(act, jnp.stack([action, opposite[action]]))
 
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(
-    key, jnp.arange(clip.action.shape[0])
-  )
+  keys = keys_lib.per_example(key, clip.action.shape[0])
   return jax.tree.map(lambda x: x.sum(0), jax.vmap(episode)(keys, clip))
 
 
@@ -337,7 +332,7 @@ def meetings(
     return agree, (left.tokens, seen.tokens)
 
   num = clip.action.shape[0]
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num))
+  keys = keys_lib.per_example(key, num)
   moving = [a for a, b in enumerate(system.env.opposite) if a != b]
   action = jnp.asarray(moving)[jnp.arange(num) % len(moving)]
 

@@ -85,21 +85,9 @@ def _smoke():
 
 def _pod():
   config = _cpu()
-  config.net.kind = "axial"
-  config.net.width, config.net.num_layers = 768, 12
-  config.net.num_heads = 12
-  config.net.compute_dtype = "bfloat16"
-  config.net.remat = True
+  defaults.pod(config)
   config.window = 16
-  config.data.source = "online"
   config.batch_size = 512
-  config.context_noise = 0.2
-  config.learning_rate = 3e-4
-  config.warmup_steps = 5000
-  config.num_steps = 200_000
-  config.ema_decay = 0.9999
-  config.log_every = 100
-  config.eval_every = config.checkpoint_every = 5000
   tokenizer = config.tokenizer
   tokenizer.patch_size = 4
   tokenizer.net.width = 256

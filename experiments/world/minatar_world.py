@@ -250,6 +250,5 @@ def _landing(key, game):
 
 
 def _settled(game, reward, done):
-  """Carries keep their types; the package begins with Python numbers."""
   state = MinAtarState(game, jnp.float32(reward), jnp.asarray(done))
-  return jax.tree.map(lambda x: jnp.asarray(x, jnp.asarray(x).dtype), state)
+  return optional.strong(state)

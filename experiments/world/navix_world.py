@@ -127,8 +127,7 @@ def env(name: str = ROOMS[0]) -> envs.Env:
 
 
 def _settled(game, time, reward, done):
-  """Carries keep their types; the package begins with Python numbers."""
   state = NavixState(
     game, jnp.int32(time), jnp.float32(reward), jnp.asarray(done)
   )
-  return jax.tree.map(lambda x: jnp.asarray(x, jnp.asarray(x).dtype), state)
+  return optional.strong(state)

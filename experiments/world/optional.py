@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 def load(module: str, extra: str = "worlds") -> Any:
@@ -22,6 +23,14 @@ def load(module: str, extra: str = "worlds") -> Any:
       f"this world needs the package {package}: "
       f'pip install "jdiff-research[{extra}]".'
     ) from error
+
+
+def strong(state: Any) -> Any:
+  """A state whose arrays keep their types when a loop carries them.
+
+  The packages begin with Python numbers, whose types are weak.
+  """
+  return jax.tree.map(lambda x: jnp.asarray(x, jnp.asarray(x).dtype), state)
 
 
 def lenient(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from experiments.world import envs, optional, tile_world
 from jdiff import world
+from jdiff.core import keys as keys_lib
 from jdiff.world import plan
 
 
@@ -95,7 +96,7 @@ def draw(
     _, task, _ = jax.lax.while_loop(lambda c: ~c[2], attempt, first)
     return task
 
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_tasks))
+  keys = keys_lib.per_example(key, num_tasks)
   return jax.jit(jax.vmap(one))(keys)
 
 
@@ -222,12 +223,5 @@ def play(
     )
     return arrived
 
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(
-    key, jnp.arange(task_count(tasks))
-  )
+  keys = keys_lib.per_example(key, tasks.distance.shape[0])
   return jax.vmap(episode)(keys, tasks)
-
-
-def task_count(tasks: Task) -> int:
-  """How many tasks there are."""
-  return int(tasks.distance.shape[0])

@@ -26,26 +26,13 @@ def get_config(variant: str = "pod"):
 
 def _pod(name="craftax"):
   config = defaults.base(name)
-  config.data.source = "online"
+  defaults.pod(config)
   config.data.num_frames = 64
-  config.net.kind = "axial"
-  config.net.width = 768
-  config.net.num_layers = 12
-  config.net.num_heads = 12
-  config.net.compute_dtype = "bfloat16"
-  config.net.remat = True
   config.window = 32
   config.memory.capacity = 2048
   config.memory.num_frames = 8
-  config.context_noise = 0.2
   # 512 clips need 32 of these chips: memory is what they lack.
   config.batch_size = 256
-  config.num_steps = 200_000
-  config.learning_rate = 3e-4
-  config.warmup_steps = 5000
-  config.ema_decay = 0.9999
-  config.log_every = 100
-  config.eval_every = config.checkpoint_every = 5000
   return config
 
 

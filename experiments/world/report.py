@@ -52,7 +52,9 @@ class Evaluator:
 
   def evaluate(self, params, key, *, final: bool):
     """Names ending in `_off` are of the same weights with the memory off."""
-    key_loss, key_roll, key_loop, key_swap, key_meet = jax.random.split(key, 5)
+    key_loss, key_roll, key_loop, key_swap, key_meet, key_way = (
+      jax.random.split(key, 6)
+    )
     clips = self.clips
     _, info = self._loss(
       params, training.example_keys(key_loss, len(clips.action)), clips
@@ -82,7 +84,7 @@ class Evaluator:
         result |= _share("pose_accuracy", rollout.pose, -1)
         result |= self._drift(rollout.tokens)
     if self._can_return:
-      clip, actions = self._loop_starts(key_loop)
+      clip, actions = self._loop_starts(key_way)
       for suffix, is_on in self._switches():
         loops = training.fetch(
           self._loops(params, key_loop, clip, actions, is_on=is_on)
@@ -126,7 +128,7 @@ class Evaluator:
         ("eval/window_accuracy", "eval/new_accuracy"),
       ],
     )
-    key_roll, key_loop, key_meet = jax.random.split(key, 3)
+    key_roll, key_loop, key_meet, key_way = jax.random.split(key, 4)
     rows = self._rows()
     true = rows.tokens[:, config.eval.num_prefix :]
     # An episode that goes far, and comes back: what a memory is for.
@@ -139,7 +141,7 @@ class Evaluator:
     figures.film(directory / "rollout.png", env, rollouts)
     figures.gif(directory / "rollout.gif", env, rollouts)
     if self._can_return:
-      clip, actions = self._loop_starts(key_loop)
+      clip, actions = self._loop_starts(key_way)
       loops, maps, best = {}, {}, 0
       for suffix, is_on in self._switches():
         found = training.fetch(
@@ -203,11 +205,13 @@ class Evaluator:
     """How imagined frames differ from true ones in law."""
     prefix, num_tokens = self.config.eval.num_prefix, self.system.env.num_tokens
     true = self._rows().tokens[:, prefix:]
-    result = {
-      "token_kl": {
-        "value": float(metrics.token_kl(tokens[:, -1], true[:, -1], num_tokens))
-      }
-    }
+    divergence = metrics_lib.histogram_kl(
+      np.ravel(tokens[:, -1]),
+      np.ravel(true[:, -1]),
+      interval=(-0.5, num_tokens - 0.5),
+      num_bins=num_tokens,
+    )
+    result = {"token_kl": {"value": divergence}}
     shape = self.system.env.view.shape
     if min(shape) >= 3 and tokens.shape[1] >= 2 and len(tokens) >= 4:
       half = len(true) // 2
@@ -223,17 +227,20 @@ class Evaluator:
     return result
 
   def _most_revisits(self):
-    rows, view = self._rows(), self.system.env.view
-    counts = []
-    for pose in rows.pose:
-      classes = [
-        metrics.cell_classes(
-          view, jnp.asarray(pose), jnp.int32(t), window=self.config.window
-        )[1].sum()
-        for t in range(self.config.eval.num_prefix, len(pose))
-      ]
-      counts.append(int(sum(classes)))
-    return int(np.argmax(counts))
+    """The episode whose imagined frames show most cells that are known."""
+
+    def count(pose):
+      classes = jax.vmap(
+        functools.partial(
+          metrics.cell_classes,
+          self.system.env.view,
+          window=self.config.window,
+        ),
+        in_axes=(None, 0),
+      )(pose, jnp.arange(self.config.eval.num_prefix, pose.shape[0]))
+      return classes[:, 1].sum()
+
+    return int(np.argmax(jax.jit(jax.vmap(count))(self._rows().pose)))
 
 
 def _share(name, tally, index=()):

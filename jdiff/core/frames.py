@@ -4,8 +4,21 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jdiff.core.types import Params
+
+
+def shortest(step: jax.Array, period: tuple[int, int] | None) -> jax.Array:
+  """Displacements `[..., 2]`, the short way round a torus of that period."""
+  if period is None:
+    return step
+  # By component: a table of periods would be of lower rank.
+  parts = [
+    (step[..., i] + size // 2) % size - size // 2
+    for i, size in enumerate(period)
+  ]
+  return jnp.stack(parts, axis=-1)
 
 
 class KeyValues(NamedTuple):

@@ -79,7 +79,7 @@ def single_target(
   def loss(params: Params, key: jax.Array, clip: Clip):
     num, length = _clip_shape(parts, clip)
     key_time, key_noise, key_mask = _split_each(key, num, 3)
-    last = jnp.minimum(jnp.sum(clip.alive, axis=1), length - 1)
+    last = jnp.maximum(jnp.sum(_counts(clip), axis=1), 1)
     target = jax.vmap(lambda k, n: jax.random.randint(k, (), 1, n + 1))(
       key_time, last
     )
@@ -122,7 +122,7 @@ def all_targets(
     num, length = _clip_shape(parts, clip)
     key_noise, key_mask = _split_each(key, num, 2)
     noisy, share = _corrupt(parts, key_noise, clip, context_noise)
-    seen, found, recalled = jax.vmap(lambda c: _every(parts, c))(noisy)
+    seen, found, recalled = jax.vmap(lambda c: clip_context(parts, c))(noisy)
     network = parts.network
     kv = network.encode(params, parts.layout.pack(noisy), seen)
     targets = slice(1, length)
@@ -175,6 +175,49 @@ def history(memory: Memory, frames: Frames, now: jax.Array) -> Any:
   return state
 
 
+def clip_context(
+  parts: Parts, clip: Clip
+) -> tuple[Seen, jax.Array | None, Seen | None]:
+  """What every frame of one clip `[T]` sees of it; no leading `B`.
+
+  Returns:
+    `(seen, tokens, recalled)`: the clip as each of its frames sees it, `Q` and
+    `F` of `T`, those in the window valid; what the memory answers frames 1 to
+    `T - 1`, `[T - 1, K, N]` tokens or probabilities of them, and as they see
+    it. Both None without a memory.
+  """
+  frames = _frames(clip)
+  length = clip.action.shape[0]
+  cells = memory_lib.as_recalled(parts.view, frames)
+
+  def look(now, pose):
+    seen = rollout.see(parts.view, pose, now, cells)
+    age = now - jnp.arange(length)
+    inside = (age > 0) & (age <= parts.window)
+    return Seen(
+      seen.cells[0, 0],
+      seen.age[0, 0],
+      seen.valid[0, 0] & inside[:, None],
+    )
+
+  seen = jax.vmap(look)(jnp.arange(length), clip.pose)
+  if not parts.memory.num_frames:
+    return seen, None, None
+
+  def read(state, now):
+    frame = jax.tree.map(lambda x: x[now - 1], frames)
+    state = parts.memory.write(state, frame)
+    last = _window(frames, now, parts.window)
+    found = parts.memory.read(state, Query(clip.pose[now], last))
+    recalled = rollout.see(parts.view, clip.pose[now], now, found)
+    return state, (found.tokens, jax.tree.map(lambda x: x[0, 0], recalled))
+
+  _, (found, recalled) = jax.lax.scan(
+    read, parts.memory.init(), jnp.arange(1, length)
+  )
+  return seen, found, recalled
+
+
 def _frames(clip: Clip) -> Frames:
   """A clip `[T]` as frames, numbered from 0."""
   length = clip.action.shape[0]
@@ -208,43 +251,6 @@ def _single(parts, clip, now):
   found = parts.memory.read(state, Query(pose, last))
   recalled = rollout.see(parts.view, pose, now, found)
   return (seen, found.tokens[None]), recalled
-
-
-def _every(parts, clip):
-  """What every frame of a clip `[T]` sees: `Seen` with `Q` and `F` of `T`.
-
-  The memory is read by the targets, frames 1 to `T - 1`, alone.
-  """
-  frames = _frames(clip)
-  length = clip.action.shape[0]
-  cells = memory_lib.as_recalled(parts.view, frames)
-
-  def look(now, pose):
-    seen = rollout.see(parts.view, pose, now, cells)
-    age = now - jnp.arange(length)
-    inside = (age > 0) & (age <= parts.window)
-    return Seen(
-      seen.cells[0, 0],
-      seen.age[0, 0],
-      seen.valid[0, 0] & inside[:, None],
-    )
-
-  seen = jax.vmap(look)(jnp.arange(length), clip.pose)
-  if not parts.memory.num_frames:
-    return seen, None, None
-
-  def read(state, now):
-    frame = jax.tree.map(lambda x: x[now - 1], frames)
-    state = parts.memory.write(state, frame)
-    last = _window(frames, now, parts.window)
-    found = parts.memory.read(state, Query(clip.pose[now], last))
-    recalled = rollout.see(parts.view, clip.pose[now], now, found)
-    return state, (found.tokens, jax.tree.map(lambda x: x[0, 0], recalled))
-
-  _, (found, recalled) = jax.lax.scan(
-    read, parts.memory.init(), jnp.arange(1, length)
-  )
-  return seen, found, recalled
 
 
 def _corrupt(parts, keys, clip, context_noise):

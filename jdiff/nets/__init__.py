@@ -6,6 +6,7 @@
 from jdiff.nets import lora
 from jdiff.nets.autoencoder import AutoEncoder, autoencoder
 from jdiff.nets.axial import axial
+from jdiff.nets.clips import clips
 from jdiff.nets.dilated import dilated
 from jdiff.nets.dit import compact, dit
 from jdiff.nets.egnn import egnn
@@ -22,6 +23,7 @@ __all__ = [
   "Network",
   "axial",
   "autoencoder",
+  "clips",
   "compact",
   "dilated",
   "dit",

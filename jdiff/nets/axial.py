@@ -132,14 +132,7 @@ class _Layer(nn.Module):
     shape = (self.num_heads, width // self.num_heads)
 
     def linear(name, features, y, axis=-1):
-      return nn.DenseGeneral(
-        features,
-        axis=axis,
-        use_bias=False,
-        dtype=self.dtype,
-        dot_general=embed.dot_general,
-        name=name,
-      )(y)
+      return embed.linear(features, self.dtype, axis=axis, name=name)(y)
 
     y = nn.RMSNorm(dtype=self.dtype, name="time_norm")(x)
     y = y[..., -self.num_cells :, :]

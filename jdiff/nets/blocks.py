@@ -42,7 +42,8 @@ class Block(nn.Module):
 
   `((x [B, Q, D], cache), (index, adapters), angles, alpha, start)` answers
   `((x, cache), None)`: `index` is the layer's, for its place in the cache,
-  `angles [Q, d / 2]` belong to the canvas positions `[start, start + Q)`, and
+  `angles [Q, d / 2]` belong to the canvas positions `[start, start + Q)`, None
+  where sites have no order, and
   `adapters` maps names of linear maps to `lora.low_rank`'s products. Without a
   cache (None) sites attend to each other alone.
   """
@@ -59,7 +60,7 @@ class Block(nn.Module):
     self,
     carry: tuple[jax.Array, Cache | None],
     layer: tuple[jax.Array, Params],
-    angles: jax.Array,
+    angles: jax.Array | None,
     alpha: jax.Array,
     start: jax.Array,
   ) -> tuple[tuple[jax.Array, Cache | None], None]:
@@ -68,14 +69,7 @@ class Block(nn.Module):
     width = x.shape[-1]
 
     def linear(name, features, y, axis=-1):
-      z = nn.DenseGeneral(
-        features,
-        axis=axis,
-        use_bias=False,
-        dtype=self.dtype,
-        dot_general=embed.dot_general,
-        name=name,
-      )(y)
+      z = embed.linear(features, self.dtype, axis=axis, name=name)(y)
       if name in adapters:
         z = z + lora.low_rank(y, adapters[name], alpha)
       return z
@@ -88,7 +82,8 @@ class Block(nn.Module):
     query = linear("query", (self.num_heads, head_size), y)
     key = linear("key", (self.num_kv_heads, head_size), y)
     value = linear("value", (self.num_kv_heads, head_size), y)
-    query, key = rotate(query, angles), rotate(key, angles)
+    if angles is not None:
+      query, key = rotate(query, angles), rotate(key, angles)
     if cache is not None:
       # Carried whole and written in place: as a scan's output every layer's
       # slots would be copied to change a few.

@@ -19,6 +19,9 @@ from jdiff.core.types import Sites
 from jdiff.nets import embed, frames
 from jdiff.nets.network import Network
 
+TOLD_WIDTH = 32
+"""Features of the words as a whole, of which each site has its own map."""
+
 STEPS = ((0, 0), (-1, 0), (0, -1), (0, 1), (1, 0))
 """From a cell to those that it attends to, one frame before and one after."""
 
@@ -32,7 +35,6 @@ def clips(
   num_layers: int,
   num_heads: int,
   mlp_width: int | None = None,
-  told_width: int = 32,
   remat: bool = False,
   compute_dtype: DTypeLike = jnp.float32,
 ) -> Network:
@@ -47,8 +49,6 @@ def clips(
     num_layers: Blocks.
     num_heads: Attention heads; a divisor of the width.
     mlp_width: Width of the feed-forward layers; twice the width by default.
-    told_width: Features of the caption as a whole, of which each site has its
-      own linear map.
     remat: Recomputes each block's activations in the backward pass.
     compute_dtype: Dtype of the blocks; parameters and logits are float32.
 
@@ -65,7 +65,6 @@ def clips(
     width=width,
     num_layers=num_layers,
     num_heads=num_heads,
-    told_width=told_width,
     mlp_width=2 * width if mlp_width is None else mlp_width,
   )
   for name, size in sizes.items():
@@ -103,7 +102,6 @@ class _Clips(nn.Module):
   num_layers: int
   num_heads: int
   mlp_width: int
-  told_width: int
   remat: bool
   dtype: Any
 
@@ -119,13 +117,13 @@ class _Clips(nn.Module):
     # What words mean to a site is its own affair: that the walker stands on
     # grass to one cell of a frame, that it is green.
     words = ends.tokenwise(tokens[:, : self.num_words])
-    words = nn.Dense(self.told_width, dtype=self.dtype, name="words")(
+    words = nn.Dense(TOLD_WIDTH, dtype=self.dtype, name="words")(
       words.reshape(words.shape[0], -1)
     )
     told = self.param(
       "told",
       nn.initializers.normal(self.width**-0.5),
-      (len(self.allowed), self.told_width, self.width),
+      (len(self.allowed), TOLD_WIDTH, self.width),
     )
     x = x + jnp.einsum("bw,lwd->bld", words, told.astype(self.dtype))
     block = nn.remat(_Block) if self.remat else _Block

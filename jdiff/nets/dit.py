@@ -238,14 +238,7 @@ class _Block(nn.Module):
     width = x.shape[-1]
 
     def dense(name, features, y, axis=-1):
-      return nn.DenseGeneral(
-        features,
-        axis=axis,
-        use_bias=False,
-        dtype=self.dtype,
-        dot_general=embed.dot_general,
-        name=name,
-      )(y)
+      return embed.linear(features, self.dtype, axis=axis, name=name)(y)
 
     modulation = nn.Dense(
       6 * width,

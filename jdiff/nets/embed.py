@@ -70,6 +70,24 @@ def matmul(x: jax.Array, kernel: jax.Array, **options: Any) -> jax.Array:
   return dot_general(x, kernel, numbers, **options)
 
 
+def linear(
+  features: int | tuple[int, ...],
+  dtype: Any,
+  *,
+  axis: int | tuple[int, ...] = -1,
+  name: str | None = None,
+) -> nn.DenseGeneral:
+  """A linear map without a bias, as a product of two matrices."""
+  return nn.DenseGeneral(
+    features,
+    axis=axis,
+    use_bias=False,
+    dtype=dtype,
+    dot_general=dot_general,
+    name=name,
+  )
+
+
 class TimeEmbedding(nn.Module):
   """Sinusoids of `t` in `[0, 1]` through two dense layers, `[B, width]`."""
 

@@ -10,7 +10,7 @@ from flax import linen as nn
 from jdiff.core import checks
 from jdiff.core.frames import Context, KeyValues, Seen, WorldNetwork
 from jdiff.core.types import Params, Sites
-from jdiff.nets import embed
+from jdiff.nets import blocks, embed
 
 ONE_HOT_SIZE = 256
 """Vocabularies up to this size are looked up by a product of matrices.
@@ -140,20 +140,10 @@ class Look(nn.Module):
 
   def setup(self):
     shape = (self.num_heads, self.width // self.num_heads)
-
-    def linear(features, axis=-1):
-      return nn.DenseGeneral(
-        features,
-        axis=axis,
-        use_bias=False,
-        dtype=self.dtype,
-        dot_general=embed.dot_general,
-      )
-
-    self.query = linear(shape)
-    self.key = linear(shape)
-    self.value = linear(shape)
-    self.out = linear(self.width, axis=(-2, -1))
+    self.query = embed.linear(shape, self.dtype)
+    self.key = embed.linear(shape, self.dtype)
+    self.value = embed.linear(shape, self.dtype)
+    self.out = embed.linear(self.width, self.dtype, axis=(-2, -1))
     heads = (self.num_heads,)
     # Near cells first and old frames nearly as good as new ones: at the start
     # a neighbour in the last frame must not outweigh the cell itself in an old
@@ -217,7 +207,7 @@ class Look(nn.Module):
 
 
 class Within(nn.Module):
-  """Attention among the sites of a block, then a feed-forward layer."""
+  """A transformer's block among the sites of frames, without positions."""
 
   num_heads: int
   mlp_width: int
@@ -226,32 +216,20 @@ class Within(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """`[..., G, D]` to the same."""
-    width = x.shape[-1]
-    shape = (self.num_heads, width // self.num_heads)
-
-    def linear(name, features, y, axis=-1):
-      return nn.DenseGeneral(
-        features,
-        axis=axis,
-        use_bias=False,
-        dtype=self.dtype,
-        dot_general=embed.dot_general,
-        name=name,
-      )(y)
-
-    lead = x.shape[:-2]
-    y = nn.RMSNorm(dtype=self.dtype, name="attention_norm")(x)
-    y = y.reshape(-1, *y.shape[-2:])
-    y = jax.nn.dot_product_attention(
-      linear("query", shape, y),
-      linear("key", shape, y),
-      linear("value", shape, y),
+    block = blocks.Block(
+      num_heads=self.num_heads,
+      num_kv_heads=self.num_heads,
+      gated=False,
+      mlp_width=self.mlp_width,
+      norm_eps=1e-6,
+      dtype=self.dtype,
     )
-    y = linear("out", width, y, axis=(-2, -1))
-    x = x + y.reshape(*lead, *y.shape[-2:])
-    y = nn.RMSNorm(dtype=self.dtype, name="mlp_norm")(x)
-    y = nn.gelu(linear("up", self.mlp_width, y))
-    return x + linear("down", width, y)
+    nn.share_scope(self, block)
+    rows = x.reshape(-1, *x.shape[-2:])
+    (rows, _), _ = block(
+      (rows, None), (jnp.int32(0), {}), None, jnp.float32(0), jnp.int32(0)
+    )
+    return rows.reshape(x.shape)
 
 
 def both(context: Context) -> tuple[Seen, ...]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdiff.core.frames import Seen
+from jdiff.core.frames import Seen, shortest
 
 AGES = tuple(
   int(age) for age in (*range(1, 16), *np.round(16 * 2 ** np.arange(0, 8, 0.5)))
@@ -127,7 +127,7 @@ def sort(sorter: Sorter, seen: Seen, dtype: Any) -> tuple[Window, jax.Array]:
   key_places = _as_first(cells[:, 0], turn[:, :1], start[:, :1])
   query, key = _slots(sorter, query_places), _slots(sorter, key_places)
   holds = query.any(axis=-1)
-  gap = _shortest(
+  gap = shortest(
     _in_slots(query, query_places)[:, :, None]
     - _in_slots(key, key_places)[:, None],
     sorter.period,
@@ -153,7 +153,7 @@ def _first_frame(sorter, cells):
     `(sin, cos) [B, Q, 2]` of its turn, and `[B, Q, 2]` where its observer is.
   """
   # Turned by h, a step right is (sin h, cos h), and one down (cos h, -sin h).
-  step = _shortest(cells[:, :, 1] - cells[:, :, 0], sorter.period)
+  step = shortest(cells[:, :, 1] - cells[:, :, 0], sorter.period)
   sin, cos = step[..., 0], step[..., 1]
   if sorter.cols == 1:
     sin, cos = -cos, sin
@@ -180,17 +180,6 @@ def _slots(sorter, places):
 def _in_slots(held, places):
   """`places [B, X, N, 2]` by slot, 0 where there is no cell: `[B, X, S, 2]`."""
   return jnp.sum(jnp.where(held[..., None], places[:, :, None], 0), axis=3)
-
-
-def _shortest(step, period):
-  """Displacements `[..., 2]`, the short way round a torus."""
-  if period is None:
-    return step
-  parts = [
-    (step[..., i] + size // 2) % size - size // 2
-    for i, size in enumerate(period)
-  ]
-  return jnp.stack(parts, axis=-1)
 
 
 def _ages(age, dtype):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdiff.core import checks
+from jdiff.core import checks, frames
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,13 +130,7 @@ class View:
 
   def nearest(self, step: jax.Array) -> jax.Array:
     """Displacements `[..., 2]` the short way round a torus."""
-    if self.period is None:
-      return step
-    # By component: a table of periods would be of lower rank.
-    parts = []
-    for i, size in enumerate(self.period):
-      parts.append((step[..., i] + size // 2) % size - size // 2)
-    return jnp.stack(parts, axis=-1)
+    return frames.shortest(step, self.period)
 
   def relative(self, pose: jax.Array, cells: jax.Array) -> jax.Array:
     """World cells `[..., N, 2]` as `pose [..., 3]` sees them, in its frame."""

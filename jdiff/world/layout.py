@@ -155,7 +155,7 @@ class Layout:
       ("alive", 2),
     ):
       value = getattr(clip, name)
-      if name not in ("tokens",):
+      if name != "tokens":
         checks.check_shape(name, value, lead)
       check_range(name, value, size)
 

@@ -62,12 +62,18 @@ class Memory(NamedTuple):
       changes nothing.
     read: `(state, query) -> Recalled`.
     num_frames: `K` of what `read` answers; 0 if it answers nothing.
+    num_cells: Cells of the frames that are written; None takes any.
+    num_tokens: Kinds of cells; None takes any.
+    capacity: Frames that are held, or None where that has no meaning.
   """
 
   init: Callable[[], Any]
   write: Callable[..., Any]
   read: Callable[..., Recalled]
   num_frames: int
+  num_cells: int | None = None
+  num_tokens: int | None = None
+  capacity: int | None = None
 
 
 def empty_frames(num_frames: int, num_cells: int) -> Frames:
@@ -156,11 +162,9 @@ def bank(
     raise ValueError(
       f"num_frames must be at most the capacity {capacity}, got {num_frames}."
     )
-  rankings = {"cover": _cover, "overlap": _overlap, "near": _near}
-  rankings["content"] = _content
-  if rank not in rankings:
+  if rank not in _RANKINGS:
     raise ValueError(
-      f"rank must be one of {', '.join(rankings)}, got {rank!r}."
+      f"rank must be one of {', '.join(_RANKINGS)}, got {rank!r}."
     )
   if not 0 <= min_gain < 1:
     raise ValueError(f"min_gain must lie in [0, 1), got {min_gain}.")
@@ -182,12 +186,14 @@ def bank(
 
   def read(state, query):
     frames = state.frames
-    chosen, useful = rankings[rank](view, frames, query, num_frames)
+    chosen, useful = _RANKINGS[rank](view, frames, query, num_frames)
     found = jax.tree.map(lambda x: x[chosen], frames)
     found = found._replace(valid=found.valid & useful)
     return as_recalled(view, found)
 
-  return Memory(init, write, read, num_frames)
+  return Memory(
+    init, write, read, num_frames, view.num_cells, capacity=capacity
+  )
 
 
 def _shown(view, frames, cells):
@@ -256,6 +262,14 @@ def _content(view, frames, query, num_frames):
   return _top(count + _later(frames), outside, num_frames)
 
 
+_RANKINGS = {
+  "cover": _cover,
+  "overlap": _overlap,
+  "near": _near,
+  "content": _content,
+}
+
+
 class Map(NamedTuple):
   """A world's cells: tokens and times `[R, C]`, -1 where not seen."""
 
@@ -263,7 +277,7 @@ class Map(NamedTuple):
   time: jax.Array
 
 
-def world_map(view: View, *, shape: tuple[int, int], margin: int = 0) -> Memory:
+def world_map(view: View, *, shape: tuple[int, int]) -> Memory:
   """Keeps the last token of every cell of a bounded world.
 
   Exact and of constant cost: what a bank is measured against.
@@ -272,7 +286,6 @@ def world_map(view: View, *, shape: tuple[int, int], margin: int = 0) -> Memory:
     view: The observer's.
     shape: `(rows, cols)` of the world; positions are taken modulo it, and on a
       torus it is the period.
-    margin: Cells around the view that a read answers too.
 
   Raises:
     ValueError: If the shape is no torus' period or smaller than the view.
@@ -281,14 +294,6 @@ def world_map(view: View, *, shape: tuple[int, int], margin: int = 0) -> Memory:
     raise ValueError(
       f"shape must be the world's period {view.period}, got {shape}."
     )
-  checks.check_int("margin", margin, 0)
-  wide = View(
-    view.rows + 2 * margin,
-    view.cols + 2 * margin,
-    (view.origin[0] + margin, view.origin[1] + margin),
-    view.moves,
-    view.period,
-  )
   if max(view.shape) > min(shape):
     raise ValueError(
       f"shape must be at least the view's {view.shape}, got {shape}."
@@ -307,14 +312,14 @@ def world_map(view: View, *, shape: tuple[int, int], margin: int = 0) -> Memory:
     return Map(state.tokens.at[at].set(tokens), state.time.at[at].set(time))
 
   def read(state, query):
-    cells = wide.cells(query.pose)
+    cells = view.cells(query.pose)
     at = index(cells)
     time = state.time[at]
     return jax.tree.map(
       lambda x: x[None], Recalled(state.tokens[at], cells, time, time >= 0)
     )
 
-  return Memory(init, write, read, 1)
+  return Memory(init, write, read, 1, view.num_cells)
 
 
 class Gated(NamedTuple):
@@ -338,8 +343,9 @@ def gated(
   """Compresses the world into a state of constant size, with loss.
 
   A linear map from features of a place to its token, corrected by the delta
-  rule: `m <- decay m + rate phi (x - m^T phi)`. Features are random Fourier
-  features of the coordinates, periodic on a torus.
+  rule, `m <- decay m + rate phi (x - m^T phi)`, for all cells of a frame at
+  once. Features are random Fourier features of the coordinates, periodic on a
+  torus.
 
   Args:
     view: The observer's.
@@ -423,7 +429,7 @@ def gated(
     time = jnp.full(cells.shape[:1], state.time)
     return jax.tree.map(lambda x: x[None], Recalled(tokens, cells, time, valid))
 
-  return Memory(init, write, read, 1)
+  return Memory(init, write, read, 1, view.num_cells, num_tokens)
 
 
 class Switched(NamedTuple):
@@ -450,4 +456,4 @@ def switched(memory: Memory) -> Memory:
     found = memory.read(state.state, query)
     return found._replace(valid=found.valid & state.is_on)
 
-  return Memory(init, write, read, memory.num_frames)
+  return memory._replace(init=init, write=write, read=read)

@@ -16,13 +16,6 @@ class Tally(NamedTuple):
   hits: jax.Array
   trials: jax.Array
 
-  @property
-  def rate(self) -> jax.Array:
-    """Share of hits; NaN without a trial."""
-    return jnp.where(
-      self.trials > 0, self.hits / jnp.maximum(self.trials, 1), jnp.nan
-    )
-
 
 def tally(hit: jax.Array, trial: jax.Array, axis=None) -> Tally:
   """Counts `hit & trial` and `trial`, both bool of one shape."""
@@ -61,22 +54,6 @@ def exact_horizon(wrong: jax.Array) -> jax.Array:
   """Frames before the first wrong one: `[..., T]` bool to `[...]`."""
   right = jnp.cumsum(wrong.astype(jnp.int32), axis=-1) == 0
   return jnp.sum(right, axis=-1)
-
-
-def token_kl(
-  tokens: jax.Array, reference: jax.Array, num_tokens: int
-) -> jax.Array:
-  """KL of the tokens' histogram to the reference's, in nats.
-
-  Both any shape; half a count is added to every kind.
-  """
-
-  def shares(x):
-    counts = jnp.bincount(x.reshape(-1), length=num_tokens) + 0.5
-    return counts / counts.sum()
-
-  p, q = shares(tokens), shares(reference)
-  return jnp.sum(p * jnp.log(p / q))
 
 
 def psnr(

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jdiff.core import checks
+from jdiff.core import keys as keys_lib
 from jdiff.core.types import Params
 from jdiff.world.rollout import World, WorldState
 
@@ -162,7 +163,7 @@ def recurrent_fn(
 
   def recurrent(params, key, action, states):
     num = action.shape[0]
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num))
+    keys = keys_lib.per_example(key, num)
     states, reward, value, going = jax.vmap(step, in_axes=(None, 0, 0, 0, 0))(
       params, keys, action, states, memory
     )

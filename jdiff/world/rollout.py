@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jdiff import ctmc
 from jdiff.core import checks
+from jdiff.core import keys as keys_lib
 from jdiff.core.frames import Context, KeyValues, Seen, WorldNetwork
 from jdiff.core.types import Params
 from jdiff.world import layout as layout_lib
@@ -293,9 +294,7 @@ def together(
   axes = WorldState(0, 0, 0, 0, 0, None)  # type: ignore[arg-type]
 
   def step(params, key, states, actions):
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(
-      key, jnp.arange(actions.shape[0])
-    )
+    keys = keys_lib.per_example(key, actions.shape[0])
     moved, frames = jax.vmap(
       lambda key, state, action: model.step(params, key, state, action, True),
       in_axes=(0, axes, 0),
@@ -328,28 +327,17 @@ def check_sizes(
         f"layout.{name} must be the view's {getattr(view, name)}, got "
         f"{getattr(layout, name)}."
       )
-  state = jax.eval_shape(memory.init)
-  kinds = (memory_lib.Bank, memory_lib.Gated)
-  for part in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, kinds)):
-    if isinstance(part, memory_lib.Gated):
-      given = part.values.shape[-1]
-      if given != layout.num_tokens:
-        raise ValueError(
-          f"memory must be of the layout's {layout.num_tokens} kinds of "
-          f"cells, got {given}."
-        )
-    if not isinstance(part, memory_lib.Bank):
-      continue
-    capacity, num_cells = part.frames.tokens.shape
-    if capacity < window:
+  for name in ("num_cells", "num_tokens"):
+    given, wanted = getattr(memory, name), getattr(layout, name)
+    if given not in (None, wanted):
       raise ValueError(
-        f"memory's capacity must be at least the window of {window} frames, "
-        f"got {capacity}."
+        f"memory.{name} must be the layout's {wanted}, got {given}."
       )
-    if num_cells != layout.num_cells:
-      raise ValueError(
-        f"memory must hold frames of {layout.num_cells} cells, got {num_cells}."
-      )
+  if memory.capacity is not None and memory.capacity < window:
+    raise ValueError(
+      f"memory's capacity must be at least the window of {window} frames, got "
+      f"{memory.capacity}."
+    )
 
 
 def _action(action, layout):

@@ -100,9 +100,9 @@ def blocks_and_noisy(parts, clip):
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def in_training(parts, params, clip, noisy, sites=None):
   """Key-values `[D, T, ...]` and logits `[T - 1, G, V]` of a clip at once."""
-  seen, found, recalled = jax.vmap(lambda c: world_model._every(parts, c))(
-    jax.tree.map(lambda x: x[None], clip)
-  )
+  seen, found, recalled = jax.vmap(
+    lambda c: world_model.clip_context(parts, c)
+  )(jax.tree.map(lambda x: x[None], clip))
   network, targets = parts.network, slice(1, None)
   kv = network.encode(params, parts.layout.pack(clip)[None], seen)
   window = Seen(*(x[:, targets] for x in seen[:3]), kv)
@@ -174,7 +174,7 @@ def test_cells_are_matched_where_places_are_one(name):
   def sort(clip):
     batch = jax.tree.map(lambda x: x[None], clip)
     unread = parts._replace(window=10, memory=memory_lib.none())
-    every = functools.partial(world_model._every, unread)
+    every = functools.partial(world_model.clip_context, unread)
     seen, _, _ = jax.vmap(every)(batch)
     return seen, *slots.sort(sorter, seen, jnp.float32)
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jdiff.nets import clips
+from jdiff import nets
+from jdiff.nets.clips import Neighbours
 from jdiff.world import sequence
 
 
@@ -15,7 +16,7 @@ def canvas():
 
 def network(**options):
   sizes = dict(width=8, num_layers=1, num_heads=2)
-  return clips.clips(
+  return nets.clips(
     canvas().allowed(), shape=(3, 4), num_frames=3, **(sizes | options)
   )
 
@@ -62,7 +63,7 @@ def test_remat_changes_memory_alone():
 
 def test_cells_attend_to_neighbours_alone():
   """Each cell is changed in turn; what changes with it is what sees it."""
-  layer = clips.Neighbours((3, 3, 4), 2, jnp.float32)
+  layer = Neighbours((3, 3, 4), 2, jnp.float32)
   x = jax.random.normal(jax.random.key(0), (1, 36, 4))
   rows = jnp.concatenate([x, x + jnp.eye(36)[:, :, None]])
   params = jax.jit(layer.init)(jax.random.key(1), x)
@@ -82,7 +83,7 @@ def test_what_does_not_fit_is_named():
   with pytest.raises(ValueError, match="num_layers must be >= 1, got 0"):
     network(num_layers=0)
   with pytest.raises(ValueError, match="with L above the 36 cells"):
-    clips.clips(
+    nets.clips(
       canvas().allowed()[:36],
       shape=(3, 4),
       num_frames=3,

@@ -349,7 +349,7 @@ SMALL = world.View(2, 2, (0, 0), worlds.COMPASS)
     (
       lambda: join(memory=world.memory.bank(SMALL, capacity=4)),
       ValueError,
-      "memory must hold frames of 9 cells, got 4",
+      "memory.num_cells must be the layout's 9, got 4",
     ),
     (lambda: join(num_steps=0), ValueError, "num_steps must be >= 1, got 0"),
     (

@@ -212,7 +212,7 @@ MEMORIES = {
   "key_frames": functools.partial(
     world.memory.bank, capacity=7, num_frames=1, min_gain=0.3
   ),
-  "map": functools.partial(world.memory.world_map, shape=(9, 10), margin=1),
+  "map": functools.partial(world.memory.world_map, shape=(9, 10)),
   "gated": functools.partial(
     world.memory.gated, num_tokens=KINDS, num_features=32, decay=0.9
   ),
@@ -297,25 +297,18 @@ def test_many_worlds_are_one_each(name):
   jax.tree.map(same, many, ones)
 
 
-@pytest.mark.parametrize("margin", [0, 2])
-def test_a_map_is_a_map(view, margin):
+def test_a_map_is_a_map(view):
   shape = view.period or (8, 10)
   start = (4, 5, 0)
   poses, _ = worlds.walk(view, 3, LENGTH, start)
   frames = episode(view)._replace(pose=jnp.asarray(poses))
-  memory = world.memory.world_map(view, shape=shape, margin=margin)
+  memory = world.memory.world_map(view, shape=shape)
   state, found = jax.jit(functools.partial(play, memory))(frames)
   tokens, time = np.zeros(shape, int), np.full(shape, -1)
-  wide = world.View(
-    view.rows + 2 * margin,
-    view.cols + 2 * margin,
-    (view.origin[0] + margin, view.origin[1] + margin),
-    view.moves,
-  )
   for now in range(1, LENGTH):
     at = tuple((worlds.cells_of(view, poses[now - 1]) % shape).T)
     tokens[at], time[at] = frames.tokens[now - 1], now - 1
-    at = tuple((worlds.cells_of(wide, poses[now]) % shape).T)
+    at = tuple((worlds.cells_of(view, poses[now]) % shape).T)
     read = jax.tree.map(lambda x, i=now - 1: np.asarray(x[i, 0]), found)
     np.testing.assert_array_equal(read.valid, time[at] >= 0)
     np.testing.assert_array_equal(read.time, time[at])
