@@ -63,8 +63,10 @@ def undeclared(folders, *extras):
 def test_imports_are_declared():
   assert third_party("jdiff")["jax"]
   assert undeclared(["jdiff"]) == {}
-  assert undeclared(["experiments"], "data", "molecules", "worlds") == {}
-  extras = ("data", "molecules", "worlds", "dev")
+  assert (
+    undeclared(["experiments"], "data", "llada", "molecules", "worlds") == {}
+  )
+  extras = ("data", "llada", "molecules", "worlds", "torch", "dev")
   assert undeclared(["benchmarks", "tests"], *extras) == {}
 
 
@@ -92,7 +94,7 @@ def test_constraints_are_exact_and_name_no_place(name):
       pins[distribution.lower().replace("_", "-")] = version
   for part in ("jaxlib", "jax-cuda13-plugin", "jax-cuda13-pjrt"):
     assert pins[part] == pins["jax"]
-  lines = [EXTRAS[extra] for extra in ("data", "molecules", "dev")]
+  lines = [EXTRAS[extra] for extra in ("data", "llada", "molecules", "dev")]
   wanted = declared(sum(lines, PROJECT["dependencies"])) - {"jdiff-research"}
   assert {name.replace("_", "-") for name in wanted} <= set(pins)
 

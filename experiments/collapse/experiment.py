@@ -153,7 +153,7 @@ class _Loop:
       )
       experiment = generation_lib.build(config, np.asarray(data))
       training.run(experiment, config, workdir / run, progress=progress)
-      mesh = training.make_mesh(config.mesh.data, config.mesh.fsdp)
+      mesh = training.config_mesh(config.mesh)
       _, params, _ = training.load(
         workdir / run, build=lambda _: experiment, mesh=mesh
       )

@@ -128,7 +128,7 @@ def add_loop(
   config.log_every = log_every
   config.eval_every = eval_every
   config.checkpoint_every = checkpoint_every or eval_every
-  config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1})
+  config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
 
 
 def check_counts(config: Mapping[str, Any], *names: str) -> None:

@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.common import questions as questions_lib
 from experiments.common import sequence_sets, tasks
 from experiments.common import text as text_lib
+from experiments.common import tokenizer as tokenizer_lib
 from jdiff.core import checks
 
 
@@ -17,32 +19,43 @@ class Corpus(NamedTuple):
   Attributes:
     num_prompt: Sites at the front that are given, never learnt.
     length: Canvas length `T`, the prompt included.
-    num_tokens: Size of the vocabulary; the mask id is that number.
+    num_tokens: Size `V` of the vocabulary.
+    mask_id: The mask; `V`, or a token of the vocabulary that is never learnt.
     batch: `(seed, step, size) -> [size, T]` int32, a pure function.
     held_out: `(size) -> [size, T]`, not trained on.
     decode: `[T] -> str`.
     entropy: Nats a sequence of the law of `held_out`, the least loss, or None.
-    task: The generated task, or None.
+    eos_id: Ends texts, and fills what is left of prompts and completions; None
+      where there is no such token.
+    task: The generated task, or the questions in text; or None.
   """
 
   num_prompt: int
   length: int
   num_tokens: int
+  mask_id: int
   batch: Callable[[int, int, int], np.ndarray]
   held_out: Callable[[int], np.ndarray]
   decode: Callable[[np.ndarray], str]
   entropy: float | None = None
-  task: tasks.Task | None = None
+  eos_id: int | None = None
+  task: tasks.Task | questions_lib.Questions | None = None
 
 
 def load(kind: str, **options: Any) -> Corpus:
   """A corpus by its kind, with that one's options.
 
   Args:
-    kind: `"task"`, `"text"` or `"sequences"`.
-    **options: Those of `tasks.load`, of `text`, or of `sequence_sets.load`.
+    kind: `"task"`, `"text"`, `"questions"` or `"sequences"`.
+    **options: Those of `tasks.load`, of `text`, of `questions`, or of
+      `sequence_sets.load`.
   """
-  known = {"task": _task, "text": text, "sequences": _sequences}
+  known = {
+    "task": _task,
+    "text": text,
+    "questions": questions,
+    "sequences": _sequences,
+  }
   if kind not in known:
     raise ValueError(
       f"config.data.kind must be one of {sorted(known)}, got {kind!r}."
@@ -64,11 +77,98 @@ def _task(name: str, **options: Any) -> Corpus:
     task.num_prompt,
     task.length,
     len(task.vocab),
+    task.mask_id,
     task.pretraining,
     lambda size: task.pretraining(held_out, 1, size),
     task.decode,
     entropy(),
-    task,
+    task=task,
+  )
+
+
+BYTES = "bytes"
+"""Names the tokenizer of plain bytes."""
+
+
+def questions(
+  name: str,
+  *,
+  tokenizer: str = BYTES,
+  num_tokens: int = 0,
+  mask_id: int = 0,
+  eos_id: int = 0,
+  **options: Any,
+) -> Corpus:
+  """Questions in text, for models of LLaDA's kind.
+
+  Args:
+    name: One of `questions.NAMES`.
+    tokenizer: Path of the model's `tokenizer.json`; or `"bytes"`, which has a
+      vocabulary of its own.
+    num_tokens: Rows of the model's embedding, with a path.
+    mask_id: The model's mask, with a path.
+    eos_id: The model's end of text, with a path.
+    **options: Those of `questions.load`.
+  """
+  if tokenizer == BYTES:
+    codec = tokenizer_lib.byte_level()
+  else:
+    codec = tokenizer_lib.load(
+      tokenizer, vocab_size=num_tokens, mask_id=mask_id, eos_id=eos_id
+    )
+  task = questions_lib.load(name, codec, **options)
+  return Corpus(
+    task.num_prompt,
+    task.length,
+    codec.vocab_size,
+    codec.mask_id,
+    task.pretraining,
+    task.held_out,
+    task.decode,
+    eos_id=codec.eos_id,
+    task=task,
+  )
+
+
+def stand_in(kind: str, **options: Any) -> Corpus:
+  """A corpus of the same shapes, where files of the user's would be read.
+
+  Rows are zeros, and worth nothing: what compiling a step needs.
+  """
+  if kind != "questions" or options.get("tokenizer", BYTES) == BYTES:
+    return load(kind, **options)
+  sizes = (options["num_prompt"], options["num_completion"])
+  length = sum(sizes)
+
+  def zeros(*shape):
+    return np.zeros(shape, np.int32)
+
+  def worth(tokens):
+    return np.zeros(len(tokens), np.float32)
+
+  task = questions_lib.Questions(
+    options["name"],
+    tokenizer_lib.Tokenizer(
+      None, options["num_tokens"], options["mask_id"], options["eos_id"], 0, ()
+    ),
+    *sizes,
+    prompts=lambda seed, num: zeros(num, sizes[0]),
+    held_out_prompts=lambda num: zeros(num, sizes[0]),
+    pretraining=lambda seed, step, batch: zeros(batch, length),
+    held_out=lambda num: zeros(num, length),
+    reward=worth,
+    exact=worth,
+  )
+  return Corpus(
+    sizes[0],
+    length,
+    options["num_tokens"],
+    options["mask_id"],
+    task.pretraining,
+    task.held_out,
+    task.decode,
+    eos_id=options["eos_id"],
+    task=task,
   )
 
 
@@ -82,6 +182,7 @@ def of(data: sequence_sets.SequenceSet) -> Corpus:
   return Corpus(
     0,
     data.length,
+    data.alphabet.size,
     data.alphabet.size,
     data.batch,
     data.held_out,
@@ -124,6 +225,7 @@ def text(
     0,
     length,
     tokenizer.vocab_size,
+    tokenizer.mask_id,
     lambda seed, step, size: windows(tokens[:cut], seed, step, size),
     lambda size: windows(tokens[cut:], 0, 0, size),
     tokenizer.decode,

@@ -3,13 +3,15 @@
 import ml_collections
 
 from experiments.common import config as config_lib
+from jdiff.nets import lora
 
 
 def network(config, *, width: int, num_layers: int, num_heads: int) -> None:
   """Adds the network's fields: a transformer with SwiGLU."""
   config.net = ml_collections.ConfigDict()
-  # "transformer"; "mlp", `num_layers` dense layers over the whole canvas; or
-  # "dilated", as many stacks of convolutions.
+  # "transformer"; "llada", one with the tensors of LLaDA's checkpoints; "mlp",
+  # `num_layers` dense layers over the whole canvas; or "dilated", as many
+  # stacks of convolutions.
   config.net.kind = "transformer"
   config.net.width = width
   config.net.num_layers = num_layers
@@ -24,6 +26,13 @@ def network(config, *, width: int, num_layers: int, num_heads: int) -> None:
   config.net.grid = ()
   config.net.compute_dtype = "float32"
   config.net.remat = False
+  # What of a block is kept all the same: "", or "dots", products without
+  # batches.
+  config.net.remat_policy = ""
+  # Of the kind "llada".
+  config.net.rope_base = 5e5
+  config.net.norm_eps = 1e-5
+  config.net.max_length = 4096
   # Sites whose logits are held at a time in losses; 0 is all of them.
   config.net.head_chunk = 0
 
@@ -59,6 +68,19 @@ def pretraining(name: str, data: dict) -> ml_collections.ConfigDict:
   return config
 
 
+def base(name: str, data: dict) -> ml_collections.ConfigDict:
+  """What tuning starts from: a pretraining config, and where its result is."""
+  config = pretraining(name, data)
+  # The finished run there, trained first if need be; without one the base is
+  # trained anew and not kept.
+  config.workdir = ""
+  # Or a checkpoint in place of it: a folder of LLaDA's safetensors or one that
+  # `experiments.masked_lm.convert` has made; "random" makes parameters up.
+  config.checkpoint = ""
+  config.dtype = "float32"
+  return config
+
+
 def tuning(system: str, task: str, **options) -> ml_collections.ConfigDict:
   """Every field of a config that tunes a policy by reward.
 
@@ -72,14 +94,12 @@ def tuning(system: str, task: str, **options) -> ml_collections.ConfigDict:
   config.name = task
   config.variant = ""
   config.seed = 0
-  # What the policy starts from: the finished run in `base.workdir`, trained
-  # there first if need be; without one it is trained anew and not kept.
-  config.base = pretraining(task, {"kind": "task", "name": task, **options})
-  config.base.workdir = ""
+  config.base = base(task, {"kind": "task", "name": task, **options})
   # Ranks of adapters; 0 trains all parameters.
   config.lora = ml_collections.ConfigDict()
   config.lora.rank = 0
   config.lora.alpha = 16.0
+  config.lora.targets = lora.DEFAULT_TARGETS
 
   config.num_prompts = 8
   config.group_size = 16
@@ -112,11 +132,24 @@ def tuning(system: str, task: str, **options) -> ml_collections.ConfigDict:
   config.learning_rate = 5e-4
   # Share of the rate that a cosine ends with; 1 keeps it.
   config.final_rate = 1.0
+  config.adam_b2 = 0.999
+  config.weight_decay = 0.0
   config.max_grad_norm = 1.0
   config.ema_decay = 0.0
   config.num_eval = 2048
   config_lib.add_loop(config, log_every=10, eval_every=40)
   return config
+
+
+def questions(config: ml_collections.ConfigDict) -> None:
+  """Adds what evaluations of answers in text read."""
+  config.eval = ml_collections.ConfigDict()
+  # Completion lengths, each measured in the end.
+  config.eval.lengths = (128, 256, 512)
+  config.eval.block_size = 32
+  config.eval.tokens_per_step = 2
+  config.eval.cache = "none"
+  config.eval.batch_size = 64
 
 
 def gdpo(task: str, **options) -> ml_collections.ConfigDict:

@@ -15,10 +15,17 @@ from experiments.common import plots
 from experiments.masked_lm import corpora
 from jdiff import ctmc, elbo, nets, training
 from jdiff.core import checks
+from jdiff.nets import llada
 
 MASK_LAWS = {"count": ctmc.count_masks, "bernoulli": ctmc.bernoulli_masks}
 
-NETWORKS = ("transformer", "mlp", "dilated")
+NETWORKS = ("transformer", "llada", "mlp", "dilated")
+
+POLICIES = {
+  "": None,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+"""What of a block is kept for the backward pass, where it is recomputed."""
 
 EVAL_MASKS = 8
 """Masks a sequence in evaluations."""
@@ -94,7 +101,7 @@ def build(
     ctmc.rollout,
     logits_fn=network.apply,
     length=corpus.length,
-    mask_id=corpus.num_tokens,
+    mask_id=corpus.mask_id,
   )
 
   @functools.partial(jax.jit, static_argnames="num_samples")
@@ -149,6 +156,7 @@ def build(
     sample=sample,
     batches=lambda step: corpus.batch(config.seed, step, config.batch_size),
     figures=figures,
+    axes=network.axes,
   )
 
 
@@ -156,10 +164,26 @@ def make_network(config, corpus: corpora.Corpus) -> nets.Network:
   """The network that `config.net` describes."""
   net = config.net
   compute_dtype = jnp.dtype(net.compute_dtype)
-  if net.kind != "transformer" and (net.grid or net.remat):
+  transformers = ("transformer", "llada")
+  if net.kind not in transformers and (net.grid or net.remat):
     raise ValueError(
       "config.net.grid and remat are a transformer's, got grid="
       f"{tuple(net.grid)}, remat={net.remat} with net.kind={net.kind!r}."
+    )
+  if net.remat_policy not in POLICIES:
+    raise ValueError(
+      f"config.net.remat_policy must be one of {sorted(POLICIES)}, got "
+      f"{net.remat_policy!r}."
+    )
+  policy = POLICIES[net.remat_policy]
+  if net.kind == "llada":
+    sizes = llada_config(config, corpus)
+    llada.check_length(sizes, corpus.length)
+    return llada.network(
+      sizes,
+      remat=net.remat,
+      remat_policy=policy,
+      compute_dtype=compute_dtype,
     )
   if net.kind == "mlp":
     return nets.mlp(
@@ -187,13 +211,37 @@ def make_network(config, corpus: corpora.Corpus) -> nets.Network:
     mlp_width=net.mlp_width or None,
     grid=tuple(net.grid) or None,
     remat=net.remat,
+    remat_policy=policy,
     compute_dtype=compute_dtype,
+  )
+
+
+def llada_config(config, corpus: corpora.Corpus) -> llada.Config:
+  """Sizes of a network of kind `"llada"`, as its checkpoints have them."""
+  net = config.net
+  if corpus.eos_id is None:
+    raise ValueError(
+      "config.net.kind='llada' needs data that ends its texts, such as "
+      "kind='questions'."
+    )
+  return llada.Config(
+    num_tokens=corpus.num_tokens,
+    width=net.width,
+    num_layers=net.num_layers,
+    num_heads=net.num_heads,
+    num_kv_heads=net.num_kv_heads or net.num_heads,
+    mlp_width=net.mlp_width or 4 * net.width,
+    rope_base=net.rope_base,
+    norm_eps=net.norm_eps,
+    mask_id=corpus.mask_id,
+    eos_id=corpus.eos_id,
+    max_length=net.max_length,
   )
 
 
 def network_options(config, network: nets.Network, corpus: corpora.Corpus):
   """What ELBO estimates are told of the network."""
-  options = dict(logits_fn=network.apply, mask_id=corpus.num_tokens)
+  options = dict(logits_fn=network.apply, mask_id=corpus.mask_id)
   if config.net.head_chunk:
     if network.hidden is None or network.head is None:
       raise ValueError(
@@ -204,7 +252,7 @@ def network_options(config, network: nets.Network, corpus: corpora.Corpus):
       network.hidden,
       network.head,
       chunk_size=config.net.head_chunk,
-      mask_id=corpus.num_tokens,
+      mask_id=corpus.mask_id,
     )
   return options
 

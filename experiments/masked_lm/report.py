@@ -11,6 +11,7 @@ import numpy as np
 from experiments.common import metrics as metrics_lib
 from experiments.common import plots, tasks
 from jdiff import ctmc, elbo, training
+from jdiff.nets import lora
 
 EVAL_SEED = 2**31 - 2
 """Of the prompts that are evaluated on; runs have small ones."""
@@ -18,19 +19,37 @@ EVAL_SEED = 2**31 - 2
 MAX_ENUMERATED = 8
 """Longest completion whose `2^L` masks are gone through."""
 
+CURVES = (
+  ("eval/exact_match", "accuracy"),
+  "reward",
+  "ess_fraction",
+  "clip_fraction",
+  "kl",
+  "entropy",
+)
+"""What figures show over steps."""
+
 NUM_WRITTEN = 16
 """Prompts whose completions are written with their rewards."""
+
+
+def base_of(params, frozen: training.Frozen):
+  """The base's parameters: those under adapters, or else loaded again."""
+  base, *_ = lora.split(params)
+  if base is not params:
+    return base
+  return frozen.load(jax.tree.map(lambda x: x.sharding, params))
 
 
 class Evaluator:
   """Samples, scores and, for short completions, sums over all answers."""
 
-  def __init__(self, config, corpus, network, base):
+  def __init__(self, config, corpus, network, frozen):
     self.config, self.corpus, self.task = config, corpus, corpus.task
-    self.base = base
+    self.frozen = frozen
     shared = dict(
       logits_fn=network.apply,
-      mask_id=corpus.num_tokens,
+      mask_id=corpus.mask_id,
       length=corpus.length,
     )
 
@@ -61,7 +80,7 @@ class Evaluator:
       functools.partial(
         elbo.exact_log_prob,
         logits_fn=network.apply,
-        mask_id=corpus.num_tokens,
+        mask_id=corpus.mask_id,
         num_prompt=corpus.num_prompt,
       )
     )
@@ -84,7 +103,7 @@ class Evaluator:
     }
     if not final:
       return metrics
-    base = self.base()
+    base = base_of(params, self.frozen)
     before = training.fetch(self._draw(base, key_base, prompts))
     metrics["exact_match_base"] = metrics_lib.mean(
       self.task.exact(before), self._success(base)
@@ -115,14 +134,7 @@ class Evaluator:
     plots.curves(
       directory / "training.png",
       history,
-      (
-        ("eval/exact_match", "accuracy"),
-        "reward",
-        "ess_fraction",
-        "clip_fraction",
-        "kl",
-        "entropy",
-      ),
+      CURVES,
     )
 
   def _prompts(self, num):

@@ -6,7 +6,6 @@ optimiser steps on them. The prompts of a group are consecutive rows, so that a
 group lies on one device.
 """
 
-import tempfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,7 +16,8 @@ import numpy as np
 import optax
 
 from experiments.common import config as config_lib
-from experiments.masked_lm import corpora, report
+from experiments.common import questions
+from experiments.masked_lm import answers, base, corpora, report
 from experiments.masked_lm import experiment as base_lib
 from jdiff import ctmc, elbo, nets, training
 from jdiff.core import checks
@@ -72,7 +72,7 @@ def build(
     corpus: With a task, by default the one that `config.base.data` names.
     base_params: Parameters to start from and to stay near, or a function that
       makes them; by default those that `config.base` describes are loaded, or
-      trained here.
+      trained when the run begins.
 
   Raises:
     ValueError: If a field's value is unknown or does not fit the others.
@@ -104,19 +104,17 @@ def build(
   size = config.num_prompts * config.group_size
   optimizer = optax.chain(
     optax.clip_by_global_norm(config.max_grad_norm),
-    optax.adam(
+    optax.adamw(
       optax.cosine_decay_schedule(
         config.learning_rate,
         config.num_steps * config.inner_steps,
         config.final_rate,
-      )
+      ),
+      b2=config.adam_b2,
+      weight_decay=config.weight_decay,
     ),
   )
-  if base_params is None:
-    base_params = load_base(config, corpus)
-
-  def base():
-    return base_params() if callable(base_params) else base_params
+  frozen = base.frozen(config, corpus, network, base_params)
 
   def full(params, ref):
     """Parameters of the whole policy."""
@@ -124,16 +122,17 @@ def build(
       return params
     return lora.attach(ref, params, alpha=config.lora.alpha)
 
-  def init(key):
+  def init(key, ref):
     key_adapters, key_state = jax.random.split(key)
-    ref = jax.tree.map(jnp.asarray, base())
-    params = ref
+    params = jax.tree.map(lambda x: x.astype(jnp.float32), ref)
     if config.lora.rank:
-      params = lora.init(key_adapters, ref, rank=config.lora.rank)
-    # A copy: the loop donates the state, which must hold no array twice.
-    return training.create(
-      key_state, jax.tree.map(jnp.copy, params), optimizer, ref
-    )
+      params = lora.init(
+        key_adapters,
+        ref,
+        rank=config.lora.rank,
+        targets=config.lora.targets,
+      )
+    return training.create(key_state, params, optimizer)
 
   def batches(step):
     prompts = task.prompts((config.seed, step), config.num_prompts)
@@ -142,8 +141,8 @@ def build(
   def collect(state, prompts):
     key, _, _ = jax.random.split(training.step_key(state), 3)
     keys = training.example_keys(key, size)
-    params = full(state.params, state.extra)
-    return state, sampler(params, keys, prompts, state.extra)
+    params = full(state.params, state.frozen)
+    return state, sampler(params, keys, prompts, state.frozen)
 
   def host(rollout):
     # A user's function may answer anything, and inside a step is too late.
@@ -160,7 +159,7 @@ def build(
   def step(state, batch):
     rollout, scores = batch
     _, key_inner, key_old = jax.random.split(training.step_key(state), 3)
-    ref = state.extra
+    ref = state.frozen
 
     def inner_keys(key):
       each = [key] * config.inner_steps
@@ -205,22 +204,23 @@ def build(
     }
     return state._replace(step=count + 1), metrics
 
-  evaluator = report.Evaluator(config, corpus, network, base)
+  make_evaluator = report.Evaluator
+  if isinstance(task, questions.Questions):
+    make_evaluator = answers.Evaluator
+  evaluator = make_evaluator(config, corpus, network, frozen)
   return training.Experiment(
     init=init,
     step=step,
     evaluate=evaluator.evaluate,
     apply=network.apply,
-    params=lambda state: (
-      lora.merge(full(state.ema, state.extra))
-      if config.lora.rank
-      else state.ema
-    ),
+    params=lambda state: full(state.ema, state.frozen),
     sample=evaluator.sample,
     collect=collect,
     host=host,
     batches=batches,
     figures=evaluator.figures,
+    frozen=frozen,
+    axes=network.axes,
   )
 
 
@@ -229,21 +229,6 @@ def over_steps(batch, num_steps: int):
   return jax.tree.map(
     lambda x: jnp.broadcast_to(x[None], (num_steps, *x.shape)), batch
   )
-
-
-def load_base(config, corpus: corpora.Corpus) -> Any:
-  """The parameters that tuning starts from, as NumPy arrays."""
-  base = ml_collections.ConfigDict(config.base.to_dict())
-  workdir = base.workdir
-  with base.unlocked():
-    del base.workdir
-    base.seed, base.variant = config.seed, "base"
-  base.lock()
-  experiment = base_lib.build(base, corpus)
-  with tempfile.TemporaryDirectory() as nowhere:
-    training.run(experiment, base, workdir or nowhere)
-    _, params, _ = training.load(workdir or nowhere)
-    return jax.device_get(params)
 
 
 def _law(config):
@@ -261,7 +246,7 @@ def _sampler(config, network: nets.Network, corpus: corpora.Corpus):
   shared: dict[str, Any] = dict(
     logits_fn=network.apply,
     length=corpus.length,
-    mask_id=corpus.num_tokens,
+    mask_id=corpus.mask_id,
     num_steps=config.num_steps or None,
     temperature=config.temperature,
   )

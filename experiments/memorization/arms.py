@@ -98,7 +98,7 @@ class _Arms:
     def trained(arm, built, fields):
       folder = workdir / FOLDERS[arm]
       found = training.run(built, fields, folder, progress=progress)
-      mesh = training.make_mesh(self.config.mesh.data, self.config.mesh.fsdp)
+      mesh = training.config_mesh(self.config.mesh)
       _, params, _ = training.load(folder, build=lambda _: built, mesh=mesh)
       metrics[arm], pictures[arm] = found["metrics"], self.shown(built, params)
       return params

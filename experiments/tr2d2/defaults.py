@@ -19,11 +19,8 @@ def tuning(name: str, data: dict) -> ml_collections.ConfigDict:
   config.name = name
   config.variant = ""
   config.seed = 0
-  # What the policy starts from and stays near: the finished run in
-  # `base.workdir`, trained there first if need be; without one it is trained
-  # anew and not kept.
-  config.base = base_defaults.pretraining(name, data)
-  config.base.workdir = ""
+  # What the policy starts from and stays near.
+  config.base = base_defaults.base(name, data)
 
   config.problem = ml_collections.ConfigDict()
   config.problem.kind = name

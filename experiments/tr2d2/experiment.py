@@ -26,7 +26,6 @@ class Stage(NamedTuple):
   """What a run carries beside its parameters.
 
   Attributes:
-    ref: Parameters of the reference.
     trees: One for each root, of this round.
     rows: `[T R M, ...]`, this round's.
     asked: `[T R M]` bool: which of them a reward was asked for.
@@ -38,7 +37,6 @@ class Stage(NamedTuple):
     metrics: Of the last round.
   """
 
-  ref: Any
   trees: search.Tree
   rows: tr2d2.Rows
   asked: jax.Array
@@ -116,8 +114,7 @@ def build(
   def no_trees():
     return jax.vmap(lambda _: searcher.init())(jnp.arange(num_roots))
 
-  def init(key):
-    ref = problem.base_params()
+  def init(key, ref):
     rows = no_rows(num_expansions * size)
     metrics = {
       name: jnp.zeros(())
@@ -129,7 +126,6 @@ def build(
       )
     }
     stage = Stage(
-      ref,
       no_trees(),
       rows,
       jnp.zeros(rows.valid.shape, bool),
@@ -140,8 +136,7 @@ def build(
       jnp.full(num_objectives, -1e9),
       metrics,
     )
-    # A copy: the loop donates the state, which must hold no array twice.
-    return training.create(key, jax.tree.map(jnp.copy, ref), optimizer, stage)
+    return training.create(key, ref, optimizer, stage)
 
   def is_search(state):
     return state.step // num_expansions < config.num_tree_rounds
@@ -153,13 +148,13 @@ def build(
     def by_search():
       keys = training.example_keys(key, num_roots)
       return jax.vmap(searcher.ask, in_axes=(None, 0, 0, None))(
-        state.ema, keys, stage.trees, stage.ref
+        state.ema, keys, stage.trees, state.frozen
       )
 
     def alone():
       keys = training.example_keys(key, size)
       rollout = ctmc.rollout(
-        state.ema, keys, num_samples=size, ref_params=stage.ref, **shared
+        state.ema, keys, num_samples=size, ref_params=state.frozen, **shared
       )
       return _as_proposals(
         rollout, jax.eval_shape(by_search), (num_roots, num_children)
@@ -321,6 +316,8 @@ def build(
     collect=collect,
     host=None if on_device else host,
     figures=evaluator.figures,
+    frozen=problem.frozen,
+    axes=problem.network.axes,
   )
 
 

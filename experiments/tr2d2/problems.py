@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.common import generated
-from experiments.masked_lm import corpora, tuning
+from experiments.masked_lm import base, corpora
 from experiments.masked_lm import experiment as base_lib
 from experiments.tr2d2 import parts
-from jdiff import elbo, nets
+from jdiff import elbo, nets, training
 from jdiff.core import reward as reward_lib
 from jdiff.targets import enumerate as enumerate_lib
 
@@ -27,8 +27,7 @@ class Problem(NamedTuple):
     length: Sites `L`.
     num_tokens: Tokens `V`; the mask is `V`.
     network: The policy, `apply` a `LogitsFn`.
-    base: Parameters of the reference, where tuning starts, or a function that
-      makes them.
+    frozen: Parameters of the reference, where tuning starts.
     reward: A carrier of `core.reward`.
     names: Of its objectives.
     decode: `[N, L] -> list[str]`.
@@ -43,7 +42,7 @@ class Problem(NamedTuple):
   length: int
   num_tokens: int
   network: nets.Network
-  base: Any
+  frozen: training.Frozen
   reward: reward_lib.Reward
   names: tuple[str, ...]
   decode: Callable[[np.ndarray], Sequence[str]]
@@ -53,9 +52,10 @@ class Problem(NamedTuple):
   reference: tuple[float, ...] = ()
 
   def base_params(self) -> Any:
-    """The reference's parameters, on the device."""
-    base = self.base() if callable(self.base) else self.base
-    return jax.tree.map(jnp.asarray, base)
+    """The reference's parameters, on the first device."""
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    frozen = self.frozen
+    return frozen.load(jax.tree.map(lambda _: place, frozen.abstract))
 
 
 def make(config, reward: Any = None, base_params: Any = None) -> Problem:
@@ -75,9 +75,9 @@ def make(config, reward: Any = None, base_params: Any = None) -> Problem:
         f"problem {kind!r} has a reward of its own; pass problem= instead."
       )
     problem = _table(config, *TABLES[kind]())
-    return (
-      problem if base_params is None else problem._replace(base=base_params)
-    )
+    if base_params is None:
+      return problem
+    return problem._replace(frozen=base.given(base_params))
   # Readers and oracles need the packages of an extra.
   from experiments.tr2d2 import designs
 
@@ -108,13 +108,12 @@ def from_corpus(
   **more: Any,
 ) -> Problem:
   """A problem whose base is given, or trained or loaded by `config.base`."""
-  if base_params is None:
-    base_params = tuning.load_base(config, corpus)
+  network = base_lib.make_network(config.base, corpus)
   return Problem(
     length=corpus.length,
     num_tokens=corpus.num_tokens,
-    network=base_lib.make_network(config.base, corpus),
-    base=base_params,
+    network=network,
+    frozen=base.frozen(config, corpus, network, base_params),
     reward=reward,
     decode=lambda tokens: [corpus.decode(row) for row in tokens],
     **more,
@@ -168,13 +167,13 @@ TABLES = {"pairs": _pairs, "markov": _markov}
 
 def _table(config, log_pmf: np.ndarray, reward: Callable) -> Problem:
   length, num_tokens = log_pmf.ndim, log_pmf.shape[0]
-  base = enumerate_lib.denoiser(log_pmf)
+  denoiser = enumerate_lib.denoiser(log_pmf)
   states = jnp.asarray(enumerate_lib.enumerate_states(length, num_tokens))
   # On top of the base's conditionals, and zero at the start.
   network = nets.mlp(length, num_tokens, hidden=(128, 128))
 
   def apply(params, tokens, t, sites=None):
-    return base(None, tokens, t, sites) + network.apply(
+    return denoiser(None, tokens, t, sites) + network.apply(
       params, tokens, t, sites
     )
 
@@ -204,7 +203,7 @@ def _table(config, log_pmf: np.ndarray, reward: Callable) -> Problem:
     length=length,
     num_tokens=num_tokens,
     network=nets.Network(network.init, apply),
-    base=jax.jit(network.init)(jax.random.key(config.seed)),
+    frozen=base.given(jax.jit(network.init)(jax.random.key(config.seed))),
     reward=reward_lib.JaxReward(reward),
     names=("reward",),
     decode=lambda tokens: ["".join(map(str, row)) for row in tokens],

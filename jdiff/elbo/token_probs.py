@@ -100,9 +100,13 @@ def _log_probs(logits, values, mask_id):
   """Log-probability of `values [B, m]` under `logits [B, m, V]`.
 
   The logit less the log-normaliser: the other log-probabilities are not built.
+  Both are sums over the vocabulary, so that one which is split over devices is
+  never gathered: each sums its part.
   """
   logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+  vocab = jnp.arange(logits.shape[-1])[None, None]
   if 0 <= mask_id < logits.shape[-1]:
-    logits = logits.at[..., mask_id].set(-jnp.inf)
-  picked = jnp.take_along_axis(logits, values[..., None], axis=-1)[..., 0]
+    logits = jnp.where(vocab == mask_id, -jnp.inf, logits)
+  chosen = vocab == values[..., None]
+  picked = jnp.sum(jnp.where(chosen, logits, 0), axis=-1)
   return picked - jax.nn.logsumexp(logits, axis=-1)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jdiff.core import axes
 from jdiff.core.types import Params
 from jdiff.nets import embed, lora
 
@@ -16,10 +17,13 @@ class Cache(NamedTuple):
   Attributes:
     key: `[N, B, L, K, d]` in the compute dtype, `K` heads of `N` layers.
     value: As `key`.
+    padding: `[B]` int32, sites at the front of each row that nothing attends
+      to; None in networks without padding.
   """
 
   key: jax.Array
   value: jax.Array
+  padding: jax.Array | None = None
 
 
 def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
@@ -30,7 +34,8 @@ def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
   """
   cos = jnp.cos(angles)[None, :, None]
   sin = jnp.sin(angles)[None, :, None]
-  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  first, second = jnp.split(wide, 2, axis=-1)
   turned = jnp.concatenate(
     [first * cos - second * sin, first * sin + second * cos], axis=-1
   )
@@ -40,12 +45,13 @@ def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
 class Block(nn.Module):
   """Attention and feed-forward layers, called as a scan calls.
 
-  `((x [B, Q, D], cache), (index, adapters), angles, alpha, start)` answers
-  `((x, cache), None)`: `index` is the layer's, for its place in the cache,
-  `angles [Q, d / 2]` belong to the canvas positions `[start, start + Q)`, None
-  where sites have no order, and
-  `adapters` maps names of linear maps to `lora.low_rank`'s products. Without a
-  cache (None) sites attend to each other alone.
+  `((x [B, Q, D], cache), (index, adapters), angles, alpha, start, padding)`
+  answers `((x, cache), None)`: `index` is the layer's, for its place in the
+  cache, `angles [Q, d / 2]` are of canvas positions `[start, start + Q)`,
+  None where sites have no order, `adapters` maps names of linear maps to
+  `lora.low_rank`'s products, and `padding [B]` counts the sites at the front of
+  each row that nothing attends to, None for none. Without a cache (None) sites
+  attend to each other alone.
   """
 
   num_heads: int
@@ -63,6 +69,7 @@ class Block(nn.Module):
     angles: jax.Array | None,
     alpha: jax.Array,
     start: jax.Array,
+    padding: jax.Array | None = None,
   ) -> tuple[tuple[jax.Array, Cache | None], None]:
     x, cache = carry
     index, adapters = layer
@@ -82,6 +89,9 @@ class Block(nn.Module):
     query = linear("query", (self.num_heads, head_size), y)
     key = linear("key", (self.num_kv_heads, head_size), y)
     value = linear("value", (self.num_kv_heads, head_size), y)
+    query = axes.constrain(query, None, "heads", None)
+    key = axes.constrain(key, None, "kv_heads", None)
+    value = axes.constrain(value, None, "kv_heads", None)
     if angles is not None:
       query, key = rotate(query, angles), rotate(key, angles)
     if cache is not None:
@@ -95,14 +105,24 @@ class Block(nn.Module):
         jax.lax.dynamic_update_slice(
           cache.value, value[None].astype(cache.value.dtype), at
         ),
+        cache.padding,
       )
-      key, value = (leaf[index].astype(self.dtype) for leaf in cache)
-    y = jax.nn.dot_product_attention(query, key, value)
+      key = cache.key[index].astype(self.dtype)
+      value = cache.value[index].astype(self.dtype)
+    seen = None
+    if padding is not None:
+      # Positions are not moved: rotated products depend on differences alone.
+      seen = jnp.arange(key.shape[1])[None] >= padding[:, None]
+      seen = seen[:, None, None]
+    y = jax.nn.dot_product_attention(query, key, value, mask=seen)
     x = x + linear("out", width, y, axis=(-2, -1))
     y = norm("mlp_norm", x)
-    up = linear("up", self.mlp_width, y)
+    inner = (*(None,) * (y.ndim - 2), "mlp")
+    up = axes.constrain(linear("up", self.mlp_width, y), *inner)
     if self.gated:
-      up = nn.silu(linear("gate", self.mlp_width, y)) * up
+      gate = axes.constrain(linear("gate", self.mlp_width, y), *inner)
+      up = nn.silu(gate) * up
     else:
       up = nn.gelu(up)
-    return (x + linear("down", width, up), cache), None
+    x = x + linear("down", width, up)
+    return (axes.constrain(x, *(None,) * (x.ndim - 1)), cache), None

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from jdiff.core import axes as axes_lib
 from jdiff.core.types import Params
 
 
@@ -28,6 +29,8 @@ class Network(NamedTuple):
       zeros of an empty cache. `sites` count from `start`. The whole canvas at
       once is `apply`; a part is exact while the rest of the canvas, and with
       it what the rest attends to, is as it was when its slots were written.
+    axes: `(path) -> names of a parameter's axes` (`core.axes`), by its keys
+      from the root of `params`, or None for one that stays whole.
   """
 
   init: Callable[..., Params]
@@ -36,3 +39,4 @@ class Network(NamedTuple):
   head: Callable | None = None
   init_cache: Callable | None = None
   apply_cached: Callable | None = None
+  axes: Callable[[tuple[str, ...]], axes_lib.Names | None] | None = None

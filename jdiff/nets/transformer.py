@@ -6,19 +6,12 @@ of each head's rotations follow the row and half the column. Keys and values may
 be shared by groups of heads (arXiv:2305.13245), linear maps adapted by low-rank
 products (`jdiff.nets.lora`), and keys and values kept between calls that run a
 part of the canvas (arXiv:2505.22618). Layers run under a scan over stacked
-parameters, so compile time does not grow with depth. Left out: dropout, biases,
-causal masks and padding.
-
-LLaDA-8B (arXiv:2502.09992) is
-
-  transformer(
-    None, 126464, width=4096, num_layers=32, num_heads=32, mlp="swiglu",
-    mlp_width=12288, rope_base=5e5, norm_eps=1e-5, mask_id=126336,
-    head_bias=False, zero_init_head=False, compute_dtype=jnp.bfloat16,
-  )
+parameters, so compile time does not grow with depth. Left out: dropout, biases
+and causal masks. `nets.llada` has the sizes of LLaDA (arXiv:2502.09992).
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import jax
@@ -26,10 +19,20 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from jdiff.core import checks
+from jdiff.core import axes, checks
 from jdiff.core.types import Params, Sites
 from jdiff.nets import blocks, embed, lora
 from jdiff.nets.network import Network
+
+_IN = {"out": ("heads", None), "down": ("mlp",)}
+_OUT = {
+  "query": ("heads", None),
+  "key": ("kv_heads", None),
+  "value": ("kv_heads", None),
+  "gate": ("mlp",),
+  "up": ("mlp",),
+}
+"""Names of a linear map's axes where they are not the width."""
 
 
 def transformer(
@@ -47,10 +50,14 @@ def transformer(
   rope_base: float | None = None,
   norm_eps: float = 1e-6,
   mask_id: int | None = None,
+  forbid_mask: bool = True,
+  pad_id: int | None = None,
+  shift_targets: bool = False,
   time_conditioned: bool = False,
   zero_init_head: bool = True,
   head_bias: bool = True,
   remat: bool = False,
+  remat_policy: Callable[..., bool] | None = None,
   compute_dtype: DTypeLike = jnp.float32,
 ) -> Network:
   """Builds a denoiser in which every site attends to every other.
@@ -74,6 +81,15 @@ def transformer(
     norm_eps: Added to the mean squares in norms.
     mask_id: The mask among the `V` tokens, whose logit is then `-inf`. None is
       `V`, one more token that is embedded and never predicted.
+    forbid_mask: Whether the mask's logit is `-inf` indeed. False answers what
+      the head says, to compare networks; samplers and losses want True.
+    pad_id: Token whose run at the front of a row is padding, which nothing
+      attends to: rows of prompts that differ in length are filled with it to
+      the left. What it answers at padding has no meaning. None has no padding;
+      a canvas without a prompt must not be able to begin with this token.
+    shift_targets: Whether a site is predicted from the site before it (the
+      first from itself), as in models made from autoregressive ones. Such a
+      network has no `apply_cached`.
     time_conditioned: Whether `t` enters, added to every embedding. A masked
       denoiser can count the masks, so it need not.
     zero_init_head: Starts from uniform logits, and so from the uniform
@@ -81,8 +97,10 @@ def transformer(
     head_bias: Whether the head has a bias, the only one in the network.
     remat: Recomputes each block's activations in the backward pass, trading
       about a third more time for memory that does not grow with depth.
+    remat_policy: Which of them are kept all the same, one of
+      `jax.checkpoint_policies`; None keeps the blocks' inputs alone.
     compute_dtype: Dtype of the blocks. Parameters, softmaxes, norms' moments
-      and logits are float32 whatever it is.
+      and logits are float32 whatever it is (softmaxes alone, if it is wider).
 
   Returns:
     A `Network` with all of its functions; `apply(params, tokens [B, L], t [B],
@@ -139,13 +157,14 @@ def transformer(
   if rope_base is not None:
     rope_base = checks.check_finite("rope_base", rope_base, positive=True)
   checks.check_finite("norm_eps", norm_eps, positive=True)
-  if mask_id is not None and checks.check_int("mask_id", mask_id, 0) >= (
-    num_tokens
-  ):
-    raise ValueError(
-      f"mask_id must be None or lie in [0, num_tokens = {num_tokens}), got "
-      f"{mask_id}."
-    )
+  for name, token in (("mask_id", mask_id), ("pad_id", pad_id)):
+    if token is not None and checks.check_int(name, token, 0) >= num_tokens:
+      raise ValueError(
+        f"{name} must be None or lie in [0, num_tokens = {num_tokens}), got "
+        f"{token}."
+      )
+  if pad_id is not None and pad_id == mask_id:
+    raise ValueError(f"pad_id must differ from mask_id, got {pad_id} twice.")
   module = _Transformer(
     length=length,
     num_tokens=num_tokens,
@@ -159,10 +178,14 @@ def transformer(
     rope_base=rope_base,
     norm_eps=norm_eps,
     mask_id=mask_id,
+    forbid_mask=forbid_mask,
+    pad_id=pad_id,
+    shift_targets=shift_targets,
     time_conditioned=time_conditioned,
     zero_init_head=zero_init_head,
     has_head_bias=head_bias,
     remat=remat,
+    remat_policy=remat_policy,
     dtype=embed.float_dtype(compute_dtype),
   )
   return _as_network(module)
@@ -219,7 +242,9 @@ def _as_network(module: "_Transformer") -> Network:
         f"length must be the network's, {module.length}, got {length}."
       )
     empty = jnp.zeros(module.cache_shape(batch, length), module.dtype)
-    return blocks.Cache(empty, empty)
+    empty = _lay_cache(empty)
+    padding = None if module.pad_id is None else jnp.zeros(batch, jnp.int32)
+    return blocks.Cache(empty, empty, padding)
 
   def apply_cached(
     params: Params,
@@ -231,8 +256,9 @@ def _as_network(module: "_Transformer") -> Network:
   ) -> tuple[jax.Array, blocks.Cache]:
     embed.check_call(tokens, t, sites, None)
     batch, num_queries = tokens.shape
-    for name, leaf in zip(cache._fields, cache, strict=True):
+    for name in ("key", "value"):
       shape = module.cache_shape(batch, module.length)
+      leaf = getattr(cache, name)
       checks.check_shape(f"cache.{name}", leaf, shape, "See init_cache.")
     canvas = cache.key.shape[2]
     # A slice clamps its start, and would answer for other positions silently.
@@ -245,7 +271,42 @@ def _as_network(module: "_Transformer") -> Network:
     base, x, filled = run(params, tokens, t, sites, cache, start)
     return head(base, x), cast(blocks.Cache, filled)
 
-  return Network(init, apply, hidden, head, init_cache, apply_cached)
+  network = Network(init, apply, hidden, head, axes=parameter_axes)
+  if module.shift_targets:
+    return network
+  return network._replace(init_cache=init_cache, apply_cached=apply_cached)
+
+
+def parameter_axes(path: tuple[str, ...]) -> axes.Names | None:
+  """Names of the axes of a parameter, or of an adapter, by its path.
+
+  Args:
+    path: Keys from the root of `params` or `lora.init`'s answer.
+
+  Returns:
+    None for what is small and stays whole.
+  """
+  if path[-2:] == ("embed", "embedding"):
+    return ("vocab", "width")
+  if path[-1:] == ("head_kernel",):
+    return ("width", "vocab")
+  if len(path) < 2 or path[-2] not in lora.TARGETS:
+    return None
+  name, leaf = path[-2:]
+  ins, outs = _IN.get(name, ("width",)), _OUT.get(name, ("width",))
+  # Layers are stacked, and the scan over them goes one by one.
+  return {
+    "kernel": (None, *ins, *outs),
+    "a": (None, *ins, None),
+    "b": (None, None, *outs),
+  }.get(leaf)
+
+
+def _lay_cache(empty: jax.Array) -> jax.Array:
+  """Rows and heads over the mesh; the layers' axis comes first."""
+  by_row = jnp.moveaxis(empty, 1, 0)
+  by_row = axes.constrain(by_row, None, None, "kv_heads", None)
+  return jnp.moveaxis(by_row, 0, 1)
 
 
 class _Transformer(nn.Module):
@@ -261,10 +322,14 @@ class _Transformer(nn.Module):
   rope_base: float | None
   norm_eps: float
   mask_id: int | None
+  forbid_mask: bool
+  pad_id: int | None
+  shift_targets: bool
   time_conditioned: bool
   zero_init_head: bool
   has_head_bias: bool
   remat: bool
+  remat_policy: Callable[..., bool] | None
   dtype: Any
 
   def cache_shape(self, batch: int, length: int | None) -> tuple[Any, ...]:
@@ -283,12 +348,14 @@ class _Transformer(nn.Module):
     block = blocks.Block
     if self.remat:
       # Inside a scan there is no common subexpression to guard against.
-      block = nn.remat(blocks.Block, prevent_cse=False)
+      block = nn.remat(
+        blocks.Block, prevent_cse=False, policy=self.remat_policy
+      )
     self.blocks = nn.scan(
       block,
       variable_axes={"params": 0},
       split_rngs={"params": True},
-      in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+      in_axes=(0, *(nn.broadcast,) * 4),
       length=self.num_layers,
     )(
       self.num_heads,
@@ -325,7 +392,7 @@ class _Transformer(nn.Module):
     cache: blocks.Cache | None = None,
     start: jax.Array | int = 0,
   ) -> tuple[jax.Array, blocks.Cache | None]:
-    x = self.embed(tokens)
+    x = axes.constrain(self.embed(tokens), None, None)
     if self.time_conditioned:
       x = x + self.time(t)[:, None]
     length = tokens.shape[1] if cache is None else cache.key.shape[2]
@@ -337,9 +404,21 @@ class _Transformer(nn.Module):
     at = jnp.asarray(start, jnp.int32)
     if cache is not None:
       angles = jax.lax.dynamic_slice_in_dim(angles, at, tokens.shape[1])
+    padding = None
+    if self.pad_id is not None:
+      run = jnp.cumprod(tokens == self.pad_id, axis=1, dtype=jnp.int32)
+      padding = jnp.sum(run, axis=1)
+      if cache is not None:
+        # A part of the canvas does not show what stands before it.
+        before = cast(jax.Array, cache.padding)
+        padding = jnp.where(at == 0, padding, before)
+        cache = cache._replace(padding=padding)
     layers = (jnp.arange(self.num_layers), (adapters or {}).get("blocks", {}))
     scale = jnp.asarray(alpha, jnp.float32)
-    (x, cache), _ = self.blocks((x, cache), layers, angles, scale, at)
+    (x, cache), _ = self.blocks((x, cache), layers, angles, scale, at, padding)
+    if self.shift_targets:
+      sites = jnp.arange(tokens.shape[1]) if sites is None else sites
+      sites = jnp.maximum(jnp.asarray(sites) - 1, 0)
     # Gathered before the head, which then is paid for at those sites only.
     return self.norm(embed.gather_sites(x, sites)), cache
 
@@ -347,12 +426,14 @@ class _Transformer(nn.Module):
     logits = embed.matmul(
       x.astype(self.dtype),
       self.head_kernel.astype(self.dtype),
-      preferred_element_type=jnp.float32,
+      preferred_element_type=jnp.promote_types(self.dtype, jnp.float32),
     )
+    if logits.ndim > 1:
+      logits = axes.constrain(logits, *(None,) * (logits.ndim - 2), "vocab")
     over = (None,) * (logits.ndim - 1)
     if self.has_head_bias:
       logits = logits + self.head_bias[over]
-    if self.mask_id is not None:
+    if self.mask_id is not None and self.forbid_mask:
       masks = jnp.arange(self.num_tokens) == self.mask_id
       logits = jnp.where(masks[over], -jnp.inf, logits)
     return logits

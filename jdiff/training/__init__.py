@@ -1,15 +1,18 @@
 """One training loop for every experiment, with what it needs around it."""
 
-from jdiff.training.experiment import Experiment, Study
+from jdiff.training.checkpoint import load_params, save_params
+from jdiff.training.experiment import Experiment, Frozen, Study
 from jdiff.training.loop import run
 from jdiff.training.program import compile_experiment
 from jdiff.training.records import NonFiniteError
 from jdiff.training.saved import build, evaluate, load, sample
 from jdiff.training.seeds import run_seeds
 from jdiff.training.sharding import (
+  config_mesh,
   example_keys,
   fetch,
   make_mesh,
+  put,
   shard_batch,
 )
 from jdiff.training.state import (
@@ -22,6 +25,7 @@ from jdiff.training.workdir import check_same_config
 
 __all__ = [
   "Experiment",
+  "Frozen",
   "NonFiniteError",
   "Study",
   "TrainState",
@@ -29,15 +33,19 @@ __all__ = [
   "build",
   "check_same_config",
   "compile_experiment",
+  "config_mesh",
   "create",
   "evaluate",
   "example_keys",
   "fetch",
   "load",
+  "load_params",
   "make_mesh",
+  "put",
   "run",
   "run_seeds",
   "sample",
+  "save_params",
   "shard_batch",
   "step_key",
 ]

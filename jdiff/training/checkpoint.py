@@ -163,6 +163,52 @@ class Checkpoints:
       (folder / _MANIFEST).write_text(json.dumps(files))
 
 
+def save_params(directory: str | os.PathLike, params: Any) -> None:
+  """Writes parameters alone, for `load_params`.
+
+  Args:
+    directory: Must not exist.
+    params: A pytree of arrays, laid over devices in any way.
+
+  Raises:
+    ValueError: If there is such a directory.
+  """
+  path = pathlib.Path(directory).absolute()
+  if path.exists():
+    raise ValueError(f"{path} exists; pass another directory.")
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(path, params)
+
+
+def load_params(
+  directory: str | os.PathLike, abstract: Any, shardings: Any
+) -> Any:
+  """Reads what `save_params` wrote, each device its part.
+
+  Args:
+    directory: Where it lies.
+    abstract: Shapes, and dtypes, which need not be those that were written.
+    shardings: Where each array goes.
+
+  Raises:
+    ValueError: If nothing of these shapes is there.
+  """
+  target = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    abstract,
+    shardings,
+  )
+  try:
+    with ocp.StandardCheckpointer() as checkpointer:
+      return checkpointer.restore(pathlib.Path(directory).absolute(), target)
+  except (ValueError, FileNotFoundError, KeyError) as error:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    raise ValueError(
+      f"{directory} holds no parameters of the shapes that are needed "
+      f"({lines[0][:200]})."
+    ) from error
+
+
 class _DamagedError(Exception):
   """A checkpoint whose files are not those that were written."""
 

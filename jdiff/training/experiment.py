@@ -11,6 +11,22 @@ def _ema(state: TrainState) -> Any:
   return state.ema
 
 
+class Frozen(NamedTuple):
+  """Arrays that an experiment reads and never changes: a base's parameters.
+
+  They are part of the state, `state.frozen`, and so are split over the mesh and
+  never copied, but no part of checkpoints.
+
+  Attributes:
+    abstract: Their shapes and dtypes, known before anything is loaded.
+    load: `load(shardings) -> arrays`, on the devices; called when a run begins
+      or goes on, and must answer the same each time.
+  """
+
+  abstract: Any
+  load: Callable[[Any], Any]
+
+
 class Experiment(NamedTuple):
   """The parts of one experiment.
 
@@ -19,7 +35,8 @@ class Experiment(NamedTuple):
   under the mesh (`jax.set_mesh`), and jit what they like.
 
   Attributes:
-    init: `init(key) -> TrainState`.
+    init: `init(key) -> TrainState`; `init(key, frozen)` where that is given,
+      which need not put it into the state.
     step: `step(state, batch) -> (state, metrics)`: one optimiser step, which
       advances `state.step` by one. `metrics` is a flat dict of scalars; one
       called `"tokens"`, those that a step handles, is also recorded per second.
@@ -41,6 +58,10 @@ class Experiment(NamedTuple):
       the first), a pure function of the step, NumPy or JAX arrays.
     figures: `figures(params, key, directory, history)` writes PNGs;
       `history` is the list of records in `metrics.jsonl`.
+    frozen: A `Frozen`, for arrays too large to be saved with every checkpoint.
+    axes: `(path) -> names` of a parameter's axes, as `nets.Network.axes`: how
+      parameters, their moments and averages are split over the mesh, all that
+      end on the same keys alike. What has no names is split by its sizes.
   """
 
   init: Callable[..., TrainState]
@@ -53,6 +74,8 @@ class Experiment(NamedTuple):
   host: Callable[[Any], Any] | None = None
   batches: Callable[[int], Any] | None = None
   figures: Callable[..., None] | None = None
+  frozen: Frozen | None = None
+  axes: Callable[[tuple[str, ...]], Any] | None = None
 
 
 class Study(NamedTuple):

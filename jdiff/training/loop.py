@@ -40,7 +40,8 @@ def run(
     experiment: Its functions; or a study, whose own runs have folders.
     config: A `ConfigDict` or a dict with the fields `experiment`, `variant`,
       `name`, `seed`, `num_steps`, `log_every`, `eval_every`,
-      `checkpoint_every`, `mesh.data` and `mesh.fsdp`; it may hold more.
+      `checkpoint_every`, `mesh.data` and `mesh.fsdp` (and `mesh.tensor`);
+      it may hold more.
     workdir: Gets `config.json`, `metrics.jsonl`, `report.json`,
       `checkpoints/`, `figures/` and `xla_cache/`.
     progress: Whether to show progress on stderr and the table on stdout.
@@ -63,7 +64,7 @@ def run(
     workdir_lib.check_same_config(workdir, config)
   report = workdir_lib.read_report(workdir)
   if report is None or report["steps"] != config.num_steps:
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    mesh = sharding.config_mesh(config.mesh)
     with workdir_lib.compile_cache(workdir), jax.set_mesh(mesh):
       if isinstance(experiment, Study):
         report = _study(experiment, config, workdir, progress)
@@ -146,9 +147,7 @@ class _Run:
     ):
       step = self.checkpoints.latest() or 0
       if step:
-        state = self.checkpoints.restore(
-          step, self.program.abstract, self.program.shardings
-        )
+        state = program_lib.restore(self.program, self.checkpoints, step)
       else:
         state = self.program.init(run_key(self.config, INIT_KEY))
       self.records = records_lib.Records(self.workdir, step)
@@ -252,7 +251,7 @@ class _Run:
         f"params are not finite at step {step}; the last checkpoint, from "
         "before, is kept."
       )
-    self.checkpoints.save(step, state)
+    self.checkpoints.save(step, state._replace(frozen=None))
 
   def leave(self, step: int) -> None:
     self.checkpoints.wait()

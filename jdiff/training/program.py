@@ -23,7 +23,8 @@ class Program(NamedTuple):
     mesh: Where everything lives.
     abstract: Shapes and dtypes of the state.
     shardings: Its shardings.
-    init: `init(key) -> state`.
+    init: `init(key) -> state`, with what is frozen.
+    frozen: `frozen() -> arrays`, loaded anew: what a restored state lacks.
     collect: `collect(state, ...) -> (state, rollout)`, donating, or None.
     step: `step(state, batch) -> (state, metrics)`, donating the state.
     all_finite: `all_finite(state) -> bool`: parameters and their average.
@@ -33,6 +34,7 @@ class Program(NamedTuple):
   abstract: TrainState
   shardings: TrainState
   init: Callable[..., TrainState]
+  frozen: Callable[[], Any]
   collect: Callable[..., tuple[TrainState, Any]] | None
   step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
   all_finite: Callable[..., jax.Array]
@@ -50,17 +52,32 @@ def compile_experiment(experiment: Experiment, mesh: Mesh) -> Program:
   if experiment.host is not None and experiment.collect is None:
     raise ValueError("an experiment with host must have collect too.")
 
-  def init(key):
-    state = experiment.init(key)
+  held = experiment.frozen
+
+  def init(key, *frozen):
+    state = experiment.init(key, *frozen)
     if not isinstance(state, TrainState):
       raise TypeError(
         f"init must return a TrainState, got {type(state).__name__}."
       )
-    return _strong(state)
+    return _strong(state._replace(frozen=None))
 
+  args = () if held is None else (held.abstract,)
   with jax.set_mesh(mesh):
-    abstract = jax.eval_shape(init, jax.eval_shape(jax.random.key, 0))
-  shardings = sharding.state_shardings(abstract, mesh)
+    abstract = jax.eval_shape(init, jax.eval_shape(jax.random.key, 0), *args)
+  abstract = abstract._replace(frozen=args[0] if args else None)
+  shardings = sharding.state_shardings(abstract, mesh, axes=experiment.axes)
+  start = jax.jit(init, out_shardings=shardings._replace(frozen=None))
+
+  def frozen():
+    return None if held is None else held.load(shardings.frozen)
+
+  def begin(key):
+    arrays = frozen()
+    state = start(key, *(() if held is None else (arrays,)))
+    # Outside, or the program would copy it.
+    return state._replace(frozen=arrays)
+
   everywhere = NamedSharding(mesh, PartitionSpec())
 
   def step(state, batch):
@@ -86,13 +103,30 @@ def compile_experiment(experiment: Experiment, mesh: Mesh) -> Program:
     mesh,
     abstract,
     shardings,
-    jax.jit(init, out_shardings=shardings),
+    begin,
+    frozen,
     None
     if experiment.collect is None
     else jax.jit(collect, out_shardings=(shardings, None), donate_argnums=0),
     jax.jit(step, out_shardings=(shardings, everywhere), donate_argnums=0),
     jax.jit(all_finite, out_shardings=everywhere),
   )
+
+
+def restore(program: Program, checkpoints: Any, step: int) -> TrainState:
+  """The state of a checkpoint, with what is frozen.
+
+  Args:
+    program: Whose it is.
+    checkpoints: An open `checkpoint.Checkpoints`.
+    step: One that it has.
+  """
+  state = checkpoints.restore(
+    step,
+    program.abstract._replace(frozen=None),
+    program.shardings._replace(frozen=None),
+  )
+  return state._replace(frozen=program.frozen())
 
 
 def describe(x: Any) -> str:

@@ -126,8 +126,7 @@ def sample(
 
 
 def _mesh(workdir: str | os.PathLike) -> Mesh:
-  mesh = workdir_lib.read_config(workdir).mesh
-  return sharding.make_mesh(mesh.data, mesh.fsdp)
+  return sharding.config_mesh(workdir_lib.read_config(workdir).mesh)
 
 
 def _open(workdir, make: Build | None, mesh: Mesh):
@@ -152,5 +151,5 @@ def _open(workdir, make: Build | None, mesh: Mesh):
     step = checkpoints.latest()
     if step is None:
       raise ValueError(f"{workdir} holds no checkpoint yet; train it first.")
-    state = checkpoints.restore(step, program.abstract, program.shardings)
+    state = program_lib.restore(program, checkpoints, step)
   return experiment, config, experiment.params(state), step

@@ -1,58 +1,80 @@
 """The mesh, and where states and batches live on it.
 
-Two axes: batches are split over both, large parameters over `fsdp`. Axes are
+Three axes (`core.axes`): batches are split over `data` and `fsdp`, parameters
+over `fsdp` and, where their network names its axes, over `tensor`. Axes are
 Auto, so the compiler adds the collectives; results do not depend on the mesh
 beyond the order of float sums.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jdiff.core import axes as axes_lib
 from jdiff.core import checks
 from jdiff.core import keys as keys_lib
-
-AXES = ("data", "fsdp")
 
 MIN_SHARD_SIZE = 2**16
 """Arrays with fewer elements are replicated: a gather costs more."""
 
 
 def make_mesh(
-  data: int = -1, fsdp: int = 1, *, devices: Sequence[Any] | None = None
+  data: int = -1,
+  fsdp: int = 1,
+  tensor: int = 1,
+  *,
+  devices: Sequence[Any] | None = None,
 ) -> Mesh:
-  """A mesh with the axes `("data", "fsdp")`.
+  """A mesh with the axes `("data", "fsdp", "tensor")`.
 
   Args:
     data: Shards of the batch, or -1 for as many as there are devices.
     fsdp: Shards of large parameters, and of the batch too.
-    devices: Devices to use, by default all; the first `data * fsdp` are.
+    tensor: Shards of heads, hidden features and the vocabulary, in networks
+      that name their axes; neighbouring devices.
+    devices: Devices to use, by default all; the first ones are.
   """
   everything = devices is None
   devices = list(jax.devices() if devices is None else devices)
   checks.check_int("mesh.fsdp", fsdp)
+  checks.check_int("mesh.tensor", tensor)
   if data == -1:
-    data = max(len(devices) // fsdp, 1)
+    data = max(len(devices) // (fsdp * tensor), 1)
   checks.check_int("mesh.data", data)
-  if data * fsdp > len(devices):
+  shape = (data, fsdp, tensor)
+  size = math.prod(shape)
+  shown = " x ".join(
+    f"{axis}={parts}" for axis, parts in zip(axes_lib.MESH, shape, strict=True)
+  )
+  if size > len(devices):
     raise ValueError(
-      f"a mesh of data={data} x fsdp={fsdp} needs {data * fsdp} devices, "
-      f"got {len(devices)}."
+      f"a mesh of {shown} needs {size} devices, got {len(devices)}."
     )
-  if everything and jax.process_count() > 1 and data * fsdp != len(devices):
+  if everything and jax.process_count() > 1 and size != len(devices):
     raise ValueError(
       f"several processes must use all of their {len(devices)} devices, got "
-      f"data={data} x fsdp={fsdp}."
+      f"{shown}."
     )
+  types = (AxisType.Auto,) * 3
+  if not everything:
+    # Some shapes do not map onto a torus, and need not.
+    grid = np.array(devices[:size]).reshape(shape)
+    return Mesh(grid, axes_lib.MESH, axis_types=types)
   return jax.make_mesh(
-    (data, fsdp),
-    AXES,
-    axis_types=(AxisType.Auto,) * 2,
-    devices=devices[: data * fsdp],
+    shape, axes_lib.MESH, axis_types=types, devices=devices[:size]
+  )
+
+
+def config_mesh(
+  mesh: Mapping[str, int], devices: Sequence[Any] | None = None
+) -> Mesh:
+  """The mesh of a config's field `mesh`."""
+  return make_mesh(
+    mesh["data"], mesh["fsdp"], mesh.get("tensor", 1), devices=devices
   )
 
 
@@ -81,13 +103,53 @@ def fsdp_spec(
 
 
 def state_shardings(
-  abstract: Any, mesh: Mesh, *, min_size: int = MIN_SHARD_SIZE
+  abstract: Any,
+  mesh: Mesh,
+  *,
+  min_size: int = MIN_SHARD_SIZE,
+  axes: Callable[[tuple[str, ...]], axes_lib.Names | None] | None = None,
 ) -> Any:
-  """`fsdp_spec` of every leaf, as shardings; moments follow parameters."""
-  return jax.tree.map(
-    lambda x: NamedSharding(mesh, fsdp_spec(x, mesh, min_size=min_size)),
-    abstract,
-  )
+  """The sharding of every leaf; moments follow parameters.
+
+  Args:
+    abstract: A pytree of anything with shapes and dtypes.
+    mesh: A mesh of `make_mesh`.
+    min_size: Of `fsdp_spec`.
+    axes: `(path) -> names` by the string keys on a leaf's path; leaves without
+      names are laid out by `fsdp_spec`.
+
+  Raises:
+    ValueError: If the mesh does not divide a named axis.
+  """
+
+  def place(path, x):
+    keys = tuple(str(k.key) for k in path if hasattr(k, "key"))
+    names = None if axes is None else axes(keys)
+    if names is None:
+      return NamedSharding(mesh, fsdp_spec(x, mesh, min_size=min_size))
+    of = "/".join(keys)
+    return NamedSharding(mesh, axes_lib.spec(names, x.shape, mesh, of=of))
+
+  return jax.tree_util.tree_map_with_path(place, abstract)
+
+
+def put(tree: Any, shardings: Any, *, may_alias: bool = False) -> Any:
+  """Puts arrays, equal on every process, where their shardings say.
+
+  Args:
+    tree: NumPy or JAX arrays.
+    shardings: One for each.
+    may_alias: Whether what is there already may be taken as it is; what the
+      loop donates may not.
+  """
+
+  def one(x, sharding):
+    if jax.process_count() == 1 or isinstance(x, jax.Array):
+      return jax.device_put(x, sharding, may_alias=None if may_alias else False)
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
+
+  return jax.tree.map(one, tree, shardings)
 
 
 def shard_batch(tree: Any) -> Any:
@@ -119,26 +181,15 @@ def example_keys(key: jax.Array, num_examples: int) -> jax.Array:
 
 def batch_spec(array: Any, mesh: Any) -> PartitionSpec:
   """How `shard_batch` lays out one array."""
-  shape = np.shape(array)
-  sizes = {a: mesh.shape[a] for a in AXES if a in mesh.shape}
-  for axes in (tuple(sizes), ("data",), ("fsdp",)):
-    parts = math.prod(sizes.get(axis, 0) for axis in axes)
-    if shape and parts > 1 and shape[0] % parts == 0:
-      return PartitionSpec(axes)
-  return PartitionSpec()
+  return axes_lib.batch_spec(np.shape(array), mesh)
 
 
 def put_batch(tree: Any, mesh: Mesh) -> Any:
   """Puts a global host batch, equal on every process, on the devices."""
-
-  def put(x):
-    sharding = NamedSharding(mesh, batch_spec(x, mesh))
-    if jax.process_count() == 1 or isinstance(x, jax.Array):
-      return jax.device_put(x, sharding)
-    x = np.asarray(x)
-    return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
-
-  return jax.tree.map(put, tree)
+  places = jax.tree.map(
+    lambda x: NamedSharding(mesh, batch_spec(x, mesh)), tree
+  )
+  return put(tree, places, may_alias=True)
 
 
 def fetch(tree: Any) -> Any:

@@ -22,6 +22,8 @@ class TrainState(NamedTuple):
     opt_state: The optimiser's state.
     extra: Any pytree that an experiment carries (replay buffer, stage), or
       None.
+    frozen: Any pytree that steps read and never change (a reference's
+      parameters), or None. Checkpoints leave it out; see `Experiment.frozen`.
   """
 
   step: jax.Array
@@ -30,6 +32,7 @@ class TrainState(NamedTuple):
   ema: Params
   opt_state: Any
   extra: Any = None
+  frozen: Any = None
 
 
 def create(
@@ -37,6 +40,7 @@ def create(
   params: Params,
   optimizer: optax.GradientTransformation,
   extra: Any = None,
+  frozen: Any = None,
 ) -> TrainState:
   """The state before the first step.
 
@@ -45,10 +49,11 @@ def create(
     params: Initial parameters.
     optimizer: An optax transformation.
     extra: What else the experiment carries from step to step.
+    frozen: What steps read and never change.
   """
   checks.check_key(key)
   return TrainState(
-    jnp.int32(0), key, params, params, optimizer.init(params), extra
+    jnp.int32(0), key, params, params, optimizer.init(params), extra, frozen
   )
 
 
@@ -79,4 +84,6 @@ def apply_gradients(
   step = state.step + 1
   ema = ema_lib.update(state.ema, params, ema_decay=ema_decay, count=step)
   extra = state.extra if extra is ... else extra
-  return TrainState(step, state.key, params, ema, opt_state, extra)
+  return state._replace(
+    step=step, params=params, ema=ema, opt_state=opt_state, extra=extra
+  )

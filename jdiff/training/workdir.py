@@ -46,11 +46,17 @@ def checked_config(
   for name in _COUNTS:
     checks.check_int(f"config.{name}", config[name])
   mesh = config["mesh"]
-  if not isinstance(mesh, Mapping) or set(mesh) != {"data", "fsdp"}:
-    raise ValueError(f"config.mesh must hold data and fsdp, got {mesh!r}.")
+  known = {"data", "fsdp", "tensor"}
+  if not isinstance(mesh, Mapping) or not known - {"tensor"} <= set(mesh) <= (
+    known
+  ):
+    raise ValueError(
+      f"config.mesh must hold data and fsdp, and may hold tensor, got {mesh!r}."
+    )
   if mesh["data"] != -1:
     checks.check_int("config.mesh.data", mesh["data"])
   checks.check_int("config.mesh.fsdp", mesh["fsdp"])
+  checks.check_int("config.mesh.tensor", mesh.get("tensor", 1))
   return ml_collections.FrozenConfigDict(config)
 
 

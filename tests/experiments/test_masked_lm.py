@@ -296,10 +296,10 @@ def test_adapters_alone_are_trained():
   assert names == {"a", "b"}
   moved = [np.abs(x["b"]).max() for x in state.params["blocks"].values()]
   assert min(moved) > 0
-  jax.tree.map(np.testing.assert_array_equal, state.extra, base_params())
-  merged = experiment.params(state)
-  assert jax.tree.structure(merged) == jax.tree.structure(base_params())
-  metrics = experiment.evaluate(merged, jax.random.key(3), final=False)
+  jax.tree.map(np.testing.assert_array_equal, state.frozen, base_params())
+  adapted = experiment.params(state)
+  assert adapted.base is state.frozen
+  metrics = experiment.evaluate(adapted, jax.random.key(3), final=False)
   assert 0 < metrics["exact_match"]["exact"] < 1
 
 

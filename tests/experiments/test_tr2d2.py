@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.masked_lm import base
 from experiments.tr2d2 import (
   custom,
   dna,
@@ -70,7 +71,7 @@ def wait_free(length=6, num_tokens=4, reward=None):
     length=length,
     num_tokens=num_tokens,
     network=network,
-    base=lambda: network.init(jax.random.key(0)),
+    frozen=base.given(network.init(jax.random.key(0))),
     reward=host,
     names=("ones",),
     decode=lambda tokens: ["".join(map(str, row)) for row in tokens],
@@ -374,7 +375,7 @@ def test_five_objectives_below_zero(tmp_path):
     length=4,
     num_tokens=3,
     network=network,
-    base=network.init(jax.random.key(0)),
+    frozen=base.given(network.init(jax.random.key(0))),
     reward=reward_lib.HostReward(reward, num_objectives=5),
     names=tuple("abcde"),
     decode=lambda tokens: ["".join(map(str, row)) for row in tokens],
@@ -397,7 +398,7 @@ def test_five_objectives_below_zero(tmp_path):
     two,
     dict(logits_fn=network.apply, length=4, mask_id=3),
   )
-  found = evaluator.evaluate(two.base, jax.random.key(1), final=False)
+  found = evaluator.evaluate(two.base_params(), jax.random.key(1), final=False)
   # The front is (-4, -5) and (-5, -4), the reference (-5, -5).
   assert found["hypervolume"]["value"] == 0
   np.testing.assert_array_equal(evaluator._reference(), [-5, -5])

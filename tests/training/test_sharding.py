@@ -33,12 +33,17 @@ def test_fsdp_spec_splits_the_largest_axis_it_can(array, spec):
 
 
 def test_make_mesh_counts_devices():
-  assert dict(training.make_mesh().shape) == {"data": 8, "fsdp": 1}
-  assert dict(training.make_mesh(-1, 4).shape) == {"data": 2, "fsdp": 4}
+  assert tuple(training.make_mesh().shape.values()) == (8, 1, 1)
+  assert dict(training.make_mesh(-1, 4).shape) == {
+    "data": 2,
+    "fsdp": 4,
+    "tensor": 1,
+  }
+  assert tuple(training.make_mesh(-1, 2, 2).shape.values()) == (2, 2, 2)
   mesh = training.make_mesh(2, 1, devices=jax.devices()[3:])
   assert [d.id for d in mesh.devices.flat] == [3, 4]
   assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
-  with pytest.raises(ValueError, match="data=3 x fsdp=4 needs 12 devices"):
+  with pytest.raises(ValueError, match="data=3 x fsdp=4 x tensor=1 needs 12"):
     training.make_mesh(3, 4)
   with pytest.raises(ValueError, match="mesh.fsdp must be >= 1"):
     training.make_mesh(1, 0)
