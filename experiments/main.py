@@ -2,6 +2,9 @@ r"""The entry point of every experiment.
 
 python -m experiments.main --config=experiments/mdns/ising.py:smoke \
   --workdir=W [--mode=train|eval|sample] [--seeds=0,1,2] [--config.seed=3]
+
+python -m experiments.main --config=experiments/mdns/ising.py:pod \
+  --plan=v5e:4x4
 """
 
 import sys
@@ -12,10 +15,16 @@ from ml_collections import config_flags
 
 from experiments.common import config as config_lib
 from jdiff import training
+from jdiff.training import plan
 
 _MODES = ["train", "eval", "sample"]
 config_flags.DEFINE_config_file("config", None, "<file>.py:<variant>.")
-flags.DEFINE_string("workdir", None, "Where the run lives.", required=True)
+flags.DEFINE_string("workdir", None, "Where the run lives.")
+flags.DEFINE_string(
+  "plan",
+  None,
+  "Compile for a topology, such as v5e:8x8 or h100:8; run nothing.",
+)
 flags.DEFINE_enum(
   "mode", "train", _MODES, "Train or resume; or use the result."
 )
@@ -34,9 +43,14 @@ def main(argv: list[str]) -> None:
   rest = config_lib.parse_flags(FLAGS, argv)
   if rest:
     raise ValueError(f"unexpected argument {rest[0]!r}; flags start with --.")
+  config, workdir = FLAGS.config, FLAGS.workdir
+  if FLAGS.plan is not None:
+    _plan(config, argv)
+    return
+  if workdir is None:
+    raise ValueError("--workdir=W is needed, where the run lives.")
   if FLAGS.distributed:
     jax.distributed.initialize()
-  config, workdir = FLAGS.config, FLAGS.workdir
   if FLAGS.mode != "train":
     if FLAGS.seeds is not None:
       raise ValueError("--seeds trains; name one <workdir>/seed_<n> instead.")
@@ -56,6 +70,24 @@ def main(argv: list[str]) -> None:
     training.run_seeds(training.build, config, workdir, seeds)
   else:
     training.run(training.build(config), config, workdir)
+
+
+def _plan(config, argv: list[str]) -> None:
+  """Compiles for a topology, in a process that has its compiler."""
+  if config is None:
+    raise ValueError("--config=<file>.py:<variant> is needed to plan.")
+  plan.parse(FLAGS.plan)
+  if not plan.is_child():
+    child = plan.command(argv, "experiments.main")
+    raise SystemExit(plan.run_child(child, FLAGS.plan))
+  compiled = plan.compile_for(
+    training.stand_in(config), config, plan.devices(FLAGS.plan)
+  )
+  title = f"{config.name} ({config.variant})"
+  print(plan.table(title, FLAGS.plan, config, compiled))
+  chip = plan.parse(FLAGS.plan)[1]
+  if not all(one.fits(chip) for one in compiled):
+    raise SystemExit(3)
 
 
 def guarded(argv: list[str]) -> None:

@@ -43,6 +43,11 @@ def build(config: ml_collections.ConfigDict, **parts) -> training.Experiment:
   return tuning.build(config, _objective, **parts)
 
 
+def stand_in(config: ml_collections.ConfigDict) -> training.Experiment:
+  """Shapes alone, to be compiled and not run."""
+  return tuning.stand_in(config, build)
+
+
 def _objective(config, policy: tuning.Policy) -> tuning.Objective:
   groups = (config.num_prompts, config.group_size)
 

@@ -32,6 +32,11 @@ def build(config: ml_collections.ConfigDict, **parts) -> training.Experiment:
   return tuning.build(config, make, **parts)
 
 
+def stand_in(config: ml_collections.ConfigDict) -> training.Experiment:
+  """Shapes alone, to be compiled and not run."""
+  return tuning.stand_in(config, build)
+
+
 def _gdpo(config, policy: tuning.Policy) -> tuning.Objective:
   def prepare(old, ref, keys, rollout, rewards):
     num_rows = rewards.shape[0]

@@ -160,6 +160,11 @@ def build(
   )
 
 
+def stand_in(config: ml_collections.ConfigDict) -> training.Experiment:
+  """Shapes alone, where files of the user's would be read."""
+  return build(config, corpora.stand_in(**config.data))
+
+
 def make_network(config, corpus: corpora.Corpus) -> nets.Network:
   """The network that `config.net` describes."""
   net = config.net

@@ -224,6 +224,24 @@ def build(
   )
 
 
+def stand_in(
+  config: ml_collections.ConfigDict, build: Callable[..., training.Experiment]
+) -> training.Experiment:
+  """Shapes alone: no base is loaded or trained, and nothing is worth more.
+
+  Args:
+    config: As in `build` of a method.
+    build: That function.
+  """
+  config = ml_collections.ConfigDict(config.to_dict())
+  config.base.checkpoint = base.RANDOM
+  experiment = build(config, corpus=corpora.stand_in(**config.base.data))
+  size = config.num_prompts * config.group_size
+  scores = {"reward": np.zeros(size, np.float32)}
+  scores["exact"] = scores["reward"]
+  return experiment._replace(host=lambda rollout: scores)
+
+
 def over_steps(batch, num_steps: int):
   """Each leaf once for every inner step, on a new leading axis."""
   return jax.tree.map(

@@ -67,7 +67,15 @@ def build(
   if dataset is None:
     options = config.data.to_dict()
     dataset = data_lib.load(options.pop("name"), **options)
-  return training.Study(_Arms(config, dataset).run)
+  arms = _Arms(config, dataset)
+  return training.Study(arms.run, arms.original)
+
+
+def stand_in(config: ml_collections.ConfigDict) -> training.Study:
+  """Shapes alone, on rows made up."""
+  return build(
+    config, data_lib.stand_in(config.data.name, 2 * config.num_train)
+  )
 
 
 class _Arms:

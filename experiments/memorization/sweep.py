@@ -9,6 +9,7 @@ with several dimensions, `W/width_32_n_250_dim_8/`.
 """
 
 import itertools
+import math
 
 import jax
 import ml_collections
@@ -54,7 +55,7 @@ def build(config: ml_collections.ConfigDict) -> training.Study:
       _draw(workdir / "figures" / "memorised.png", config, found)
     return _joined(config, found) | {"nfe": config.sample_steps}
 
-  return training.Study(run)
+  return training.Study(run, built[max(points, key=math.prod)])
 
 
 def _name(config, dim, width, size) -> str:

@@ -41,7 +41,7 @@ def build(config: ml_collections.ConfigDict) -> training.Study:
   # What does not fit must be known before the first stage is trained.
   autoencoding.build(stage(config, "tokenizer"))
   _, tokenizer = autoencoding.parts(config.tokenizer, env)
-  experiment.build(
+  world = experiment.build(
     stage(config, "world"), patch_world(config, env, tokenizer, None)
   )
 
@@ -64,7 +64,7 @@ def build(config: ml_collections.ConfigDict) -> training.Study:
       "nfe": second["nfe"],
     }
 
-  return training.Study(run)
+  return training.Study(run, world)
 
 
 def stage(config, name: str) -> ml_collections.ConfigDict:

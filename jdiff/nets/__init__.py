@@ -29,6 +29,7 @@ __all__ = [
   "dit",
   "egnn",
   "frame_attention",
+  "llada",
   "local",
   "lora",
   "mlp",

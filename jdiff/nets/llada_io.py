@@ -8,6 +8,7 @@ a whole model. Needs the package `safetensors` (extra `llada`).
 """
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -86,7 +87,7 @@ def rename(name: str) -> Place:
     ValueError: If LLaDA has no tensor of that name.
   """
   block = re.fullmatch(
-    re.escape(_ROOT) + r"blocks\.(\d{1,6})\.(\w+)\.weight", name
+    re.escape(_ROOT) + r"blocks\.(0|[1-9][0-9]{0,5})\.(\w+)\.weight", name
   )
   if block:
     layer, part = int(block[1]), block[2]
@@ -135,6 +136,11 @@ def check_tensors(
     ValueError: That names the first tensors that are missing, too many or of
       another shape.
   """
+  if config.num_layers > len(shapes):  # sizes of files are not to be trusted
+    raise ValueError(
+      f"the checkpoint lacks tensors: {len(shapes)} are too few for "
+      f"{config.num_layers} layers."
+    )
   wanted = tensor_shapes(config)
   missing = sorted(wanted.keys() - shapes.keys())
   extra = sorted(shapes.keys() - wanted.keys())
@@ -165,10 +171,10 @@ def from_tensors(
     dtype: As in `load`.
 
   Raises:
-    ValueError: As `check_tensors`.
+    ValueError: As `check_tensors`, or if a tensor is not floating.
   """
   check_tensors({name: np.shape(x) for name, x in tensors.items()}, config)
-  kinds = {name: np.asarray(x).dtype for name, x in tensors.items()}
+  kinds = {name: _dtype(name, x.dtype) for name, x in tensors.items()}
   return _assemble(
     lambda name, at: np.asarray(tensors[name])[at], kinds, config, None, dtype
   )
@@ -199,7 +205,7 @@ def load(
     config: Sizes; by default those of its `config.json`.
     shardings: A pytree of `NamedSharding` shaped like the parameters; None
       puts everything on the first device.
-    dtype: Of the parameters; None keeps each tensor's.
+    dtype: Of the parameters; None keeps the tensors'.
 
   Returns:
     Parameters of `llada.network(config)`.
@@ -288,7 +294,7 @@ def read_config(directory: str | os.PathLike) -> llada.Config:
 
   Raises:
     FileNotFoundError: If there is none.
-    ValueError: If a field is missing or no number.
+    ValueError: If a field is missing or no number of a size.
   """
   path = pathlib.Path(directory) / "config.json"
   if not path.is_file():
@@ -304,8 +310,15 @@ def read_config(directory: str | os.PathLike) -> llada.Config:
     if theirs == "n_kv_heads" and value is None:
       value = stored.get("n_heads")
     kind = int if whole else (int, float)
-    if not isinstance(value, kind) or isinstance(value, bool):
-      raise ValueError(f"{path} must hold a number {theirs}, got {value!r}.")
+    least = -1 if ours.endswith("_id") else 0
+    if (
+      not isinstance(value, kind)
+      or isinstance(value, bool)
+      or not least < value < 2**62
+    ):
+      raise ValueError(
+        f"{path} must hold a number {theirs} > {least}, got {value!r}."
+      )
     fields[ours] = value if whole else float(value)
   return llada.Config(**fields)
 
@@ -325,7 +338,9 @@ def _assemble(
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   params = {}
   for path, leaf in shapes.items():
-    wanted = np.dtype(kinds[names[path][0]] if dtype is None else dtype)
+    # Layers of several dtypes are stacked in one that holds all of them.
+    held = {kinds[name] for name in names[path]} if dtype is None else {dtype}
+    wanted = functools.reduce(jax.numpy.promote_types, held)
 
     def part(index, path=path, shape=leaf.shape, wanted=wanted):
       return _part(read, names[path], index, shape).astype(wanted)
@@ -356,10 +371,8 @@ def _read(read, name, index, shape, place) -> np.ndarray:
     return read(name, index)
   # Heads and their features are one axis of the tensor, rows of it or columns.
   cut = 2 if place.path[-2:-1] == ("out",) else 1
-  ins, outs = (
-    _joined(index[:cut], shape[:cut]),
-    _joined(index[cut:], shape[cut:]),
-  )
+  ins = _joined(index[:cut], shape[:cut])
+  outs = _joined(index[cut:], shape[cut:])
   tensor = read(name, (outs, ins)).T
   return tensor.reshape([i.stop - i.start for i in index])
 
@@ -440,12 +453,13 @@ def _open(
   return tensors
 
 
-def _dtype(name: str, kind: str) -> np.dtype:
-  floats = {"BF16": jax.numpy.bfloat16, "F16": np.float16, "F32": np.float32}
-  floats["F64"] = np.float64
-  if kind not in floats:
+def _dtype(name: str, kind: Any) -> np.dtype:
+  names = {f"F{bits}": f"float{bits}" for bits in (16, 32, 64)}
+  names["BF16"] = "bfloat16"
+  stored = names.get(str(kind), str(kind))  # as files and arrays call it
+  if stored not in names.values():
     raise ValueError(f"tensor {name} must be floating, got {kind}.")
-  return np.dtype(floats[kind])
+  return jax.numpy.dtype(stored)
 
 
 def _safetensors(module: str) -> Any:
@@ -468,7 +482,7 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
     )
   try:
     value = json.loads(path.read_text(encoding="utf-8"))
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+  except (ValueError, RecursionError) as error:
     raise ValueError(f"{path} is not valid JSON ({error}).") from None
   if not isinstance(value, dict):
     raise ValueError(f"{path} must be a JSON object.")

@@ -5,7 +5,7 @@ from jdiff.training.experiment import Experiment, Frozen, Study
 from jdiff.training.loop import run
 from jdiff.training.program import compile_experiment
 from jdiff.training.records import NonFiniteError
-from jdiff.training.saved import build, evaluate, load, sample
+from jdiff.training.saved import build, evaluate, load, sample, stand_in
 from jdiff.training.seeds import run_seeds
 from jdiff.training.sharding import (
   config_mesh,
@@ -47,5 +47,6 @@ __all__ = [
   "sample",
   "save_params",
   "shard_batch",
+  "stand_in",
   "step_key",
 ]

@@ -87,7 +87,10 @@ class Study(NamedTuple):
       that are finished are only read and one that was cut off continues, so
       that a study resumes if what it does between them depends on the config
       and on its runs alone. Figures go to `workdir / "figures"`. The report's
-    `wall_seconds` are those of the call that finished it.
+      `wall_seconds` are those of the call that finished it.
+    largest: The run that takes most of a device, for plans; None where nothing
+      is trained.
   """
 
   run: Callable[[pathlib.Path, bool], dict[str, Any]]
+  largest: Experiment | None = None

@@ -46,6 +46,30 @@ def build(config: Any) -> Experiment | Study:
   return module.build(config)
 
 
+def stand_in(config: Any) -> Experiment:
+  """An experiment of the same shapes, to be compiled and not run.
+
+  That is `stand_in(config)` of the module that `config.experiment` names, if it
+  has one (data or a base are not here), else `build`; of a study its largest
+  run.
+
+  Raises:
+    ValueError: As `build`; or if a study trains nothing.
+  """
+  name = workdir_lib.checked_config(config).experiment
+  try:
+    module = importlib.import_module(name)
+  except ModuleNotFoundError:
+    module = None
+  make = getattr(module, "stand_in", None)
+  experiment = build(config) if make is None else make(config)
+  if not isinstance(experiment, Study):
+    return experiment
+  if experiment.largest is None:
+    raise ValueError(f"{name} trains nothing that could be planned.")
+  return experiment.largest
+
+
 def load(
   workdir: str | os.PathLike,
   *,
