@@ -86,7 +86,7 @@ def row(name, one, chip, seconds):
     return f"| {name} | {one.name} | {one.error} | | | {seconds:.0f} |"
   messages = one.collectives or {}
   sent = sum(c.sent for c in messages.values()) / GIB
-  kinds = ", ".join(f"{c.count} {kind}" for kind, c in messages.items())
+  kinds = ", ".join(f"{c.number} {kind}" for kind, c in messages.items())
   return (
     f"| {name} | {one.name} | {one.arguments / GIB:.2f} + "
     f"{(one.outputs + one.temporaries) / GIB:.2f} GiB"

@@ -81,6 +81,7 @@ def decode(
   order: str = "confidence",
   temperature: float = 1.0,
   guidance: float = 0.0,
+  pad_id: int | None = None,
   min_p: float = 0.0,
   eos_id: int | None = None,
   forbid_eos: bool = False,
@@ -120,6 +121,8 @@ def decode(
     guidance: Strength `s` of classifier-free guidance: logits become
       `u + (1 + s) (c - u)`, `u` of the canvas with its prompt masked and the
       same `t`. 0 is off and costs nothing.
+    pad_id: Token whose run at the front of a prompt is padding, which guidance
+      leaves as it is.
     min_p: Tokens below this share of the likeliest one's probability in the
       tempered law are never drawn; in `[0, 1)`.
     eos_id: The end-of-text token, needed by the next three.
@@ -201,6 +204,7 @@ def decode(
     mask_id=mask_id,
     temperature=temperature,
     guidance=guidance if rows == 2 else None,
+    pad_id=-1 if pad_id is None else pad_id,
     min_p=min_p,
     eos_id=eos,
     forbidden=(mask_id, eos) if forbid_eos else (mask_id,),

@@ -43,6 +43,7 @@ class Loop:
     mask_id: The mask token.
     temperature: Of the draw.
     guidance: Strength of the guidance, or None.
+    pad_id: Token whose run at the front of a prompt is padding, or -1.
     min_p: Of the draw.
     eos_id: The end-of-text token, or -1.
     forbidden: Tokens that are never drawn.
@@ -63,6 +64,7 @@ class Loop:
   mask_id: int
   temperature: float
   guidance: float | None
+  pad_id: int
   min_p: float
   eos_id: int
   forbidden: tuple[int, ...]
@@ -170,7 +172,7 @@ class Loop:
     hidden = tokens[:, self.num_prompt :] == self.mask_id
     t = jnp.mean(hidden, axis=1, dtype=jnp.float32)
     if self.guidance is not None:
-      blind = tokens.at[:, : self.num_prompt].set(self.mask_id)
+      blind = tokens.at[:, : self.num_prompt].set(self.blind_prompt(tokens))
       tokens, t = jnp.concatenate([tokens, blind]), jnp.concatenate([t, t])
     cache = state.cache
     if self.cache is None:
@@ -188,6 +190,12 @@ class Loop:
     if self.guidance is not None:
       logits = commit.guide(logits, self.guidance)
     return logits_lib.forbid(logits, self.forbidden), cache
+
+  def blind_prompt(self, tokens):
+    """Prompts `[N, P]` without what they say; padding stays what it is."""
+    prompt = tokens[:, : self.num_prompt]
+    run = jnp.cumprod(prompt == self.pad_id, axis=1, dtype=jnp.int32)
+    return jnp.where(run == 1, prompt, self.mask_id)
 
   def cut(self, array, first):
     """The block's columns of an array `[N, G]`."""

@@ -411,7 +411,9 @@ class _Transformer(nn.Module):
       if cache is not None:
         # A part of the canvas does not show what stands before it.
         before = cast(jax.Array, cache.padding)
-        padding = jnp.where(at == 0, padding, before)
+        # Nor does a part that is all padding show where it ends.
+        hidden = (padding == tokens.shape[1]) & (before > padding)
+        padding = jnp.where((at == 0) & ~hidden, padding, before)
         cache = cache._replace(padding=padding)
     layers = (jnp.arange(self.num_layers), (adapters or {}).get("blocks", {}))
     scale = jnp.asarray(alpha, jnp.float32)

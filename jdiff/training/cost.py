@@ -41,18 +41,22 @@ class Products(NamedTuple):
 
   def plus(self, other: "Products") -> "Products":
     """One after the other."""
-    return Products(*(a + b for a, b in zip(self, other, strict=True)))
+    return Products(
+      self.flops + other.flops,
+      self.bytes + other.bytes,
+      self.open_loops + other.open_loops,
+    )
 
 
 class Collectives(NamedTuple):
   """Messages of one kind, in one run of a program.
 
   Attributes:
-    count: How many, each as often as its loop goes round.
+    number: How many, each as often as its loop goes round.
     sent: Bytes that each device sends, in a ring.
   """
 
-  count: int
+  number: int
   sent: float
 
 

@@ -275,7 +275,7 @@ def _lines(one: Compiled, chip: Chip) -> list[str]:
     )
   else:
     sent = [
-      f"{c.count} {kind} ({_binary(c.sent)} sent)"
+      f"{c.number} {kind} ({_binary(c.sent)} sent)"
       for kind, c in one.collectives.items()
     ]
     lines.append(f"    messages a chip: {', '.join(sent) or 'none'}")

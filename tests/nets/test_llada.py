@@ -198,9 +198,6 @@ def test_caches_know_the_padding(config):
   assert np.abs(logits - wanted)[1:3, :, KNOWN].max() > 1e-2
 
 
-@pytest.mark.xfail(
-  strict=True, reason="a first part of pads alone takes its own length for all"
-)
 def test_a_part_of_pads_alone_says_not_where_they_end():
   network, apply = make()
   run = cached_apply(CONFIG)
@@ -213,8 +210,10 @@ def test_a_part_of_pads_alone_says_not_where_they_end():
   close(logits, wanted[:, 6:])
 
 
-@pytest.mark.parametrize("cache", [None, "prefix", "dual"])
-def test_padded_prompts_decode_as_they_do_alone(cache):
+@pytest.mark.parametrize(
+  "cache, guidance", [(None, 0.0), ("prefix", 0.0), ("dual", 0.0), (None, 1.0)]
+)
+def test_padded_prompts_decode_as_they_do_alone(cache, guidance):
   network, _ = make()
 
   @jax.jit
@@ -228,6 +227,8 @@ def test_padded_prompts_decode_as_they_do_alone(cache):
       mask_id=MASK,
       block_size=2,
       temperature=0.0,
+      guidance=guidance,
+      pad_id=CONFIG.eos_id,
       cache=cache,
       cached_fn=network.apply_cached,
       init_cache=network.init_cache,
