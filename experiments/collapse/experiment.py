@@ -69,13 +69,16 @@ def build(
       f"config.select.space must be one of {', '.join(spaces)} (embedding: "
       f"pass one to build), got {config.select.space!r}."
     )
-  loop = _Loop(config, arms, real, held_out, spaces, shape)
-  return training.Study(loop.run, loop.first())
+  return training.Study(_Loop(config, arms, real, held_out, spaces, shape).run)
 
 
-def stand_in(config: ml_collections.ConfigDict) -> training.Study:
-  """Shapes alone, on rows made up."""
-  return build(config, data_lib.stand_in(config.data.name, 4 * config.num))
+def stand_in(config: ml_collections.ConfigDict) -> training.Experiment:
+  """The training of a generation, on rows made up."""
+  rows = data_lib.stand_in(config.data.name, config.num).train
+  if config.net.kind == "mlp":
+    rows = rows.reshape(len(rows), -1)
+  fields = generation_lib.make_config(config, "stand_in", 0, rows.shape[1:])
+  return generation_lib.build(fields, rows)
 
 
 class _Loop:
@@ -97,14 +100,6 @@ class _Loop:
       if choose is not None:
         pool = np.zeros((config.oversample * config.num, 1), np.float32)
         jax.eval_shape(choose, jax.random.key(0), pool)
-
-  def first(self) -> training.Experiment:
-    """The training of the first generation."""
-    rows = self.real[: self.config.num]
-    fields = generation_lib.make_config(
-      self.config, "generation_1", 0, rows.shape[1:]
-    )
-    return generation_lib.build(fields, rows)
 
   def run(self, workdir: pathlib.Path, progress: bool) -> dict[str, Any]:
     """All arms, and the report."""

@@ -92,11 +92,16 @@ def given(params: Any) -> training.Frozen:
   )
 
 
-def train(config, corpus: corpora.Corpus) -> Any:
+def train(config, corpus: corpora.Corpus, *, progress: bool = True) -> Any:
   """Parameters of the run in `config.base.workdir`, as NumPy arrays.
 
   Trained there first if need be; without a workdir they are trained anew and
   not kept.
+
+  Args:
+    config: Of tuning.
+    corpus: Of `config.base.data`.
+    progress: Whether the training shows its own.
   """
   base = ml_collections.ConfigDict(config.base.to_dict())
   workdir = base.workdir
@@ -107,7 +112,7 @@ def train(config, corpus: corpora.Corpus) -> Any:
   base.lock()
   experiment = base_lib.build(base, corpus)
   with tempfile.TemporaryDirectory() as nowhere:
-    training.run(experiment, base, workdir or nowhere)
+    training.run(experiment, base, workdir or nowhere, progress=progress)
     _, params, _ = training.load(workdir or nowhere)
     return jax.device_get(params)
 

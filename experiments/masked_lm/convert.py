@@ -10,6 +10,7 @@ adapters, and writes safetensors.
 """
 
 import argparse
+import os
 import pathlib
 
 import jax
@@ -23,7 +24,7 @@ from jdiff.nets.transformer import parameter_axes
 from jdiff.training import sharding, workdir
 
 
-def to_orbax(source: str, target: str) -> int:
+def to_orbax(source: str | os.PathLike, target: str | os.PathLike) -> int:
   """Safetensors to Orbax, spread over the devices here; answers parameters.
 
   Raises:
@@ -47,7 +48,7 @@ def to_orbax(source: str, target: str) -> int:
   return config.num_params
 
 
-def to_safetensors(source: str, target: str) -> int:
+def to_safetensors(source: str | os.PathLike, target: str | os.PathLike) -> int:
   """The result of a run to safetensors; answers parameters.
 
   Raises:

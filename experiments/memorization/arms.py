@@ -67,15 +67,13 @@ def build(
   if dataset is None:
     options = config.data.to_dict()
     dataset = data_lib.load(options.pop("name"), **options)
-  arms = _Arms(config, dataset)
-  return training.Study(arms.run, arms.original)
+  return training.Study(_Arms(config, dataset).run)
 
 
-def stand_in(config: ml_collections.ConfigDict) -> training.Study:
-  """Shapes alone, on rows made up."""
-  return build(
-    config, data_lib.stand_in(config.data.name, 2 * config.num_train)
-  )
+def stand_in(config: ml_collections.ConfigDict) -> training.Experiment:
+  """The training of the original, on rows made up."""
+  rows = data_lib.stand_in(config.data.name, 2 * config.num_train)
+  return experiment.build(experiment.part(config, "original"), rows)
 
 
 class _Arms:

@@ -303,7 +303,7 @@ def _decimal(value: float, unit: str) -> str:
   place = 3
   while value and value < 1 and place > 0:
     value, place = value * 1e3, place - 1
-  while value >= 1e4 and place < len(prefixes) - 1:
+  while value >= 1e3 and place < len(prefixes) - 1:
     value, place = value / 1e3, place + 1
   return f"{value:.3g} {prefixes[place]}{unit}"
 
