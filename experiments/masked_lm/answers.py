@@ -27,8 +27,14 @@ class Evaluator:
     self.config, self.corpus, self.task = config, corpus, corpus.task
     self.frozen = frozen
     options = config.eval
+    longest = config.base.net.max_length - corpus.num_prompt
     for length in options.lengths:
       checks.check_int("config.eval.lengths", length)
+      if length > longest:
+        raise ValueError(
+          "config.eval.lengths must fit base.net.max_length behind prompts of "
+          f"{corpus.num_prompt}, so be at most {longest}, got {length}."
+        )
       if length % options.block_size:
         raise ValueError(
           "config.eval.block_size must divide config.eval.lengths, got "

@@ -297,6 +297,7 @@ def test_every_variant_has_a_config_and_shapes(method, task):
     ({"base.net.max_length": 59}, ValueError, "max_length=59, got 60"),
     ({"base.net.remat_policy": "all"}, ValueError, "remat_policy must be one"),
     ({"lora.targets": ("query", "wte")}, ValueError, "targets must be linear"),
+    ({"eval.lengths": (128,)}, ValueError, "be at most 84, got 128"),
     ({"eval.block_size": 5}, ValueError, "config.eval.block_size must divide"),
   ],
 )
