@@ -76,7 +76,7 @@ def solve(devices):
     memory.argument_size_in_bytes,
     memory.output_size_in_bytes,
     memory.temp_size_in_bytes,
-    collectives=cost.collectives(compiled.as_text()),
+    collectives=cost.collectives(compiled.as_text(), mesh.size),
   )
 
 

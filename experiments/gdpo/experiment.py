@@ -22,6 +22,11 @@ def build(config: ml_collections.ConfigDict, **parts) -> training.Experiment:
     raise ValueError(
       f"config.loss must be one of {LOSSES}, got {config.loss!r}."
     )
+  if config.loss == "diffu_grpo" and config.base.data.kind == "questions":
+    raise ValueError(
+      "config.loss='diffu_grpo' masks prompts, and would take what is left of "
+      "their padding for text; pass loss='gdpo' with kind='questions'."
+    )
   if config.ratio_norm not in ("length", "none"):
     raise ValueError(
       "config.ratio_norm must be 'length' or 'none', got "

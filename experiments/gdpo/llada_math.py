@@ -6,7 +6,8 @@
 | variant | what |
 |---|---|
 | smoke, tiny | a network of bytes with random weights: the parts, no result |
-| paper | LLaDA-8B, the released settings, 8 H100; compiled, not run |
+| cpu | such a network, trained first |
+| paper | LLaDA-8B, near the released settings, 8 H100; compiled, not run |
 | pod, v5e_64, v5p_16, h100_8 | LLaDA-8B, ours; compiled, not run |
 """
 

@@ -14,6 +14,8 @@ from experiments.masked_lm import report
 from jdiff import ctmc, training
 from jdiff.core import checks
 
+CACHES = ("none", "prefix", "dual")
+
 
 class Evaluator:
   """Answers held-out questions as the papers do, and scores the answers.
@@ -27,8 +29,9 @@ class Evaluator:
     self.config, self.corpus, self.task = config, corpus, corpus.task
     self.frozen = frozen
     options = config.eval
+    self.trained = corpus.length - corpus.num_prompt
     longest = config.base.net.max_length - corpus.num_prompt
-    for length in options.lengths:
+    for length in (*options.lengths, self.trained):
       checks.check_int("config.eval.lengths", length)
       if length > longest:
         raise ValueError(
@@ -37,10 +40,21 @@ class Evaluator:
         )
       if length % options.block_size:
         raise ValueError(
-          "config.eval.block_size must divide config.eval.lengths, got "
-          f"block_size={options.block_size} and length={length}."
+          "config.eval.block_size must divide the training length and "
+          f"eval.lengths, got block_size={options.block_size} and "
+          f"length={length}."
         )
     checks.check_int("config.eval.tokens_per_step", options.tokens_per_step)
+    if options.block_size % options.tokens_per_step:
+      raise ValueError(
+        "config.eval.tokens_per_step must divide eval.block_size, got "
+        f"{options.tokens_per_step} and {options.block_size}."
+      )
+    if options.cache not in CACHES:
+      raise ValueError(
+        f"config.eval.cache must be one of {', '.join(CACHES)}, got "
+        f"{options.cache!r}."
+      )
     checks.check_int("config.eval.batch_size", options.batch_size)
     cache = None if options.cache == "none" else options.cache
 
@@ -70,28 +84,29 @@ class Evaluator:
 
     In the end the base's too, `exact_match_base`.
     """
-    trained = self.corpus.length - self.corpus.num_prompt
-    lengths = self.config.eval.lengths if final else (trained,)
+    trained = self.trained
+    lengths = {trained, *self.config.eval.lengths} if final else {trained}
+    num = len(self.task.held_out_prompts(self.config.num_eval))
     metrics = {}
-    for length in lengths:
+    for length in sorted(lengths):
       of = "" if length == trained else f"_{length}"
-      samples = self.answers(params, key, self.config.num_eval, length)
+      samples = self.answers(params, key, num, length)
       exact = metrics_lib.mean(self.task.exact(samples))
       metrics[f"exact_match{of}"] = exact
       metrics[f"reward{of}"] = metrics_lib.mean(self.task.reward(samples))
     if final:
       base = report.base_of(params, self.frozen)
-      samples = self.answers(base, key, self.config.num_eval, trained)
+      samples = self.answers(base, key, num, trained)
       metrics["exact_match_base"] = metrics_lib.mean(self.task.exact(samples))
       metrics["nfe"] = trained // self.config.eval.tokens_per_step
     return metrics
 
   def answers(self, params, key, num, length, temperature=0.0):
-    """`[min(num, those there are), P + length]` canvases."""
+    """`[num, P + length]` canvases; questions come again if they are fewer."""
     prompts = self.task.held_out_prompts(num)
     size = self.config.eval.batch_size
     # Whole batches, so that one program does for all.
-    index = np.arange(-(-len(prompts) // size) * size) % len(prompts)
+    index = np.arange(-(-num // size) * size) % len(prompts)
     batches = prompts[index].reshape(-1, size, prompts.shape[1])
     parts = [
       training.fetch(
@@ -105,13 +120,12 @@ class Evaluator:
       )
       for i, batch in enumerate(batches)
     ]
-    return np.concatenate(parts)[: len(prompts)]
+    return np.concatenate(parts)[:num]
 
   def sample(self, params, key, num_samples):
     """Answers at the training length and the sampler's temperature."""
-    length = self.corpus.length - self.corpus.num_prompt
     temperature = self.config.sampler.temperature
-    return self.answers(params, key, num_samples, length, temperature)
+    return self.answers(params, key, num_samples, self.trained, temperature)
 
   def figures(self, params, key, directory, history):
     """Curves, and answers with their rewards."""

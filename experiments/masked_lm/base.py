@@ -1,5 +1,6 @@
 """What tuning starts from and stays near: a run's result, or a checkpoint."""
 
+import dataclasses
 import functools
 import pathlib
 import tempfile
@@ -12,7 +13,7 @@ import ml_collections
 from experiments.masked_lm import corpora
 from experiments.masked_lm import experiment as base_lib
 from jdiff import nets, training
-from jdiff.nets import llada_io
+from jdiff.nets import llada, llada_io
 
 RANDOM = "random"
 
@@ -69,6 +70,8 @@ def frozen(
       "of LLaDA's safetensors, or one that experiments.masked_lm.convert has "
       "made."
     )
+  if config.base.net.kind == "llada":
+    _check_sizes(folder, base_lib.llada_config(config.base, corpus))
   if not any(folder.glob("*.safetensors")):
     return training.Frozen(
       abstract,
@@ -83,13 +86,38 @@ def frozen(
   )
 
 
+def _check_sizes(folder: pathlib.Path, sizes: llada.Config) -> None:
+  """Raises unless a checkpoint's own sizes, where it has them, are these."""
+  if not (folder / "config.json").is_file():
+    return
+  stored = llada.read_config(folder)
+  for field in dataclasses.fields(sizes):
+    has, wants = (getattr(x, field.name) for x in (stored, sizes))
+    # A shorter canvas is no other model.
+    if has != wants and field.name != "max_length":
+      raise ValueError(
+        f"the checkpoint {folder} has {field.name}={has}, and the config "
+        f"{wants}; set config.base.net or config.base.data to the checkpoint's."
+      )
+
+
 def given(params: Any) -> training.Frozen:
   """The same of arrays, or of a pure function that makes them."""
   make = params if callable(params) else lambda: params
   return training.Frozen(
     jax.eval_shape(lambda: jax.tree.map(jnp.asarray, make())),
-    lambda shardings: training.put(make(), shardings),
+    # Copies by way of the host: what is here already stays the caller's.
+    lambda shardings: training.put(jax.device_get(make()), shardings),
   )
+
+
+def everywhere(frozen: training.Frozen) -> Any:
+  """What is frozen, whole on each device of the mesh in use, or on one."""
+  mesh = jax.sharding.get_mesh()
+  place: Any = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  if not mesh.empty:
+    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  return frozen.load(jax.tree.map(lambda _: place, frozen.abstract))
 
 
 def train(config, corpus: corpora.Corpus, *, progress: bool = True) -> Any:

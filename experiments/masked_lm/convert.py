@@ -12,6 +12,7 @@ adapters, and writes safetensors.
 import argparse
 import os
 import pathlib
+import shutil
 
 import jax
 
@@ -32,19 +33,17 @@ def to_orbax(source: str | os.PathLike, target: str | os.PathLike) -> int:
       something at `target`.
     FileNotFoundError: If `source` is no checkpoint.
   """
-  config = llada_io.read_config(source)
+  config = llada.read_config(source)
   if pathlib.Path(target).exists():
     raise ValueError(f"{target} exists; pass another --target.")
-  mesh = training.make_mesh(1, len(jax.devices()))
   abstract = llada.abstract(config)
-  try:
-    places = sharding.state_shardings(abstract, mesh, axes=parameter_axes)
-  except ValueError:
-    # As many devices divide no width: one does.
-    mesh = training.make_mesh(1, 1, devices=jax.local_devices())
-    places = sharding.state_shardings(abstract, mesh, axes=parameter_axes)
+  places = sharding.state_shardings(
+    abstract, _mesh(abstract), axes=parameter_axes
+  )
   params = llada_io.load(source, config, shardings=places)
   training.save_params(target, params)
+  # So that whoever starts from it can compare sizes.
+  shutil.copy(pathlib.Path(source) / "config.json", target)
   return config.num_params
 
 
@@ -57,10 +56,20 @@ def to_safetensors(source: str | os.PathLike, target: str | os.PathLike) -> int:
   """
   run = workdir.read_config(source)
   base = run.base if "base" in run else run
-  sizes = masked_lm.llada_config(base, corpora.load(**base.data))
-  _, params, _ = training.load(source)
+  sizes = masked_lm.llada_config(base, corpora.stand_in(**base.data))
+  _, params, _ = training.load(source, mesh=_mesh(llada.abstract(sizes)))
   llada_io.export(params, target, sizes)
   return sizes.num_params
+
+
+def _mesh(abstract):
+  """All devices that divide the parameters, or one."""
+  mesh = training.make_mesh(1, len(jax.devices()))
+  try:
+    sharding.state_shardings(abstract, mesh, axes=parameter_axes)
+  except ValueError:
+    return training.make_mesh(1, 1, devices=jax.local_devices())
+  return mesh
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -33,6 +33,8 @@ def network(config, *, width: int, num_layers: int, num_heads: int) -> None:
   config.net.rope_base = 5e5
   config.net.norm_eps = 1e-5
   config.net.max_length = 4096
+  # Sites are predicted from the ones before them, as Dream does.
+  config.net.shift_targets = False
   # Sites whose logits are held at a time in losses; 0 is all of them.
   config.net.head_chunk = 0
 

@@ -180,8 +180,17 @@ def make_network(config, corpus: corpora.Corpus) -> nets.Network:
       f"config.net.remat_policy must be one of {sorted(POLICIES)}, got "
       f"{net.remat_policy!r}."
     )
+  if net.remat_policy and not net.remat:
+    raise ValueError(
+      f"config.net.remat_policy={net.remat_policy!r} needs net.remat=True."
+    )
   policy = POLICIES[net.remat_policy]
   if net.kind == "llada":
+    if net.grid or net.mlp != "swiglu":
+      raise ValueError(
+        "config.net.kind='llada' has no grid and mlp='swiglu', got grid="
+        f"{tuple(net.grid)} and mlp={net.mlp!r}."
+      )
     sizes = llada_config(config, corpus)
     llada.check_length(sizes, corpus.length)
     return llada.network(
@@ -241,6 +250,7 @@ def llada_config(config, corpus: corpora.Corpus) -> llada.Config:
     mask_id=corpus.mask_id,
     eos_id=corpus.eos_id,
     max_length=net.max_length,
+    shift_targets=net.shift_targets,
   )
 
 

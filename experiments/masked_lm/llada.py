@@ -1,8 +1,9 @@
 """LLaDA-class models on questions in text: variants that GDPO and DMPO share.
 
-`tiny` and `smoke` are networks of bytes on made-up questions: the code of the
-large ones in seconds. The others are LLaDA-8B with adapters, 16 prompts and
-16 completions of each a step, 256 tokens behind a prompt of 256. They read
+`tiny` and `smoke` are networks of bytes with random weights on made-up
+questions: the code of the large ones in seconds. `cpu` trains such a network
+first. The others are LLaDA-8B with adapters, 16 prompts and 16 completions of
+each a step, 256 tokens behind a prompt of 256. They read
 
   llada/            a released checkpoint (`base.checkpoint`: its safetensors,
                     or what `experiments.masked_lm.convert` makes of them) with
@@ -10,10 +11,11 @@ large ones in seconds. The others are LLaDA-8B with adapters, 16 prompts and
   data/<task>.jsonl       questions, see `experiments.common.text`
   data/<task>_test.jsonl  those held out (`base.data.eval_path`)
 
-`paper` has the released trainers' settings, the others ours where the cause is
-known: masks at counts (`law="mid"`: less variance and bias), the same masks for
-old, new and reference parameters, and for DMPO the group's mean as baseline,
-which leaves the tilted law stationary.
+`paper` is as near to the released trainers as our code goes (see `released`),
+the others have settings of ours where the cause is known: masks at counts
+(`law="mid"`: less variance and bias), the same masks for old, new and reference
+parameters, and for DMPO the group's mean as baseline, which leaves the tilted
+law stationary.
 """
 
 from collections.abc import Callable
@@ -120,15 +122,18 @@ def smoke(config) -> None:
 
 
 def cpu(config) -> None:
-  """A base trained here, and tuned for a quarter of an hour or so."""
+  """A base trained here, and tuned."""
   base = config.base
   base.checkpoint, base.dtype = "", "float32"
   net = base.net
   net.width, net.num_layers, net.mlp_width = 64, 3, 192
   net.compute_dtype, net.head_chunk, net.remat = "float32", 0, False
-  base.data.num_prompt, base.data.num_completion = 72, 80
+  # The longest of a task's questions.
+  longest = {"gsm8k": 88, "math": 80}
+  base.data.num_prompt = longest.get(base.data.name, 48)
+  base.data.num_completion = 80
   base.data.num_test, base.data.num_generated = 256, 4096
-  base.batch_size, base.num_steps, base.learning_rate = 32, 3000, 2e-3
+  base.batch_size, base.num_steps, base.learning_rate = 32, 2000, 2e-3
   base.eval_every, base.num_eval, base.num_samples = 1000, 128, 8
   base.checkpoint_every = 1000
   config.lora.rank, config.lora.alpha = 8, 16.0
@@ -180,6 +185,8 @@ def large(config) -> None:
     config.reward_temperature, config.inner_steps = 0.04, 8
     config.learning_rate = 1e-6
     config.sampler.temperature = 0.2
+    # The released loss is one of tokens, ours of whole completions.
+    config.max_grad_norm = 0.2 * config.base.data.num_completion
   else:
     config.clip, config.inner_steps = 0.5, 12
     config.learning_rate = 5e-7
@@ -189,11 +196,17 @@ def large(config) -> None:
 def released(config) -> None:
   """What the released trainers do where `large` does otherwise.
 
-  Their prompts are cut to 200 tokens; 256 make shapes that are whole tiles.
+  On 8 devices, as the trainers count: 6 completions on each and two batches a
+  step for GDPO, 8 and two for DMPO. Otherwise than there, the base is in
+  bfloat16 and not in 4 bits, adapters have no dropout, prompts are padded to
+  256 tokens and cut there (200 make shapes that are no whole tiles), and DMPO's
+  masks are uniform counts, four an optimiser step, where the trainer draws
+  shares of 0.1 to 1 and their complements; its log-ratios average the masks of
+  all inner steps.
   """
   config.elbo.shared_masks = False
   if "ratio" in config:
-    config.baseline = "negative"
+    config.baseline, config.num_prompts = "negative", 8
     config.elbo.law, config.elbo.num_nodes, config.elbo.num_masks = (
       "count",
       4,

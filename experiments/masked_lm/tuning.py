@@ -25,7 +25,6 @@ from jdiff.core.types import Rollout
 from jdiff.nets import lora
 
 LAWS = ("mid", "round", "floor", "bernoulli", "count")
-CACHES = ("none", "prefix", "dual")
 
 
 class Policy(NamedTuple):
@@ -124,7 +123,7 @@ def build(
 
   def init(key, ref):
     key_adapters, key_state = jax.random.split(key)
-    params = jax.tree.map(lambda x: x.astype(jnp.float32), ref)
+    params = base.cast(ref, jnp.float32)
     if config.lora.rank:
       params = lora.init(
         key_adapters,
@@ -208,12 +207,11 @@ def build(
   if isinstance(task, questions.Questions):
     make_evaluator = answers.Evaluator
   evaluator = make_evaluator(config, corpus, network, frozen)
-  return training.Experiment(
+  experiment = training.Experiment(
     init=init,
     step=step,
     evaluate=evaluator.evaluate,
     apply=network.apply,
-    params=lambda state: full(state.ema, state.frozen),
     sample=evaluator.sample,
     collect=collect,
     host=host,
@@ -222,6 +220,9 @@ def build(
     frozen=frozen,
     axes=network.axes,
   )
+  if not config.lora.rank:
+    return experiment
+  return experiment._replace(params=lambda state: full(state.ema, state.frozen))
 
 
 def stand_in(
@@ -234,7 +235,7 @@ def stand_in(
     build: That function.
   """
   config = ml_collections.ConfigDict(config.to_dict())
-  config.base.checkpoint = base.RANDOM
+  config.base.workdir, config.base.checkpoint = "", base.RANDOM
   experiment = build(config, corpus=corpora.stand_in(**config.base.data))
   size = config.num_prompts * config.group_size
   scores = {"reward": np.zeros(size, np.float32)}
@@ -297,9 +298,9 @@ def _sampler(config, network: nets.Network, corpus: corpora.Corpus):
       decoded.samples, decoded.log_policy, None, None, None, decoded.nfe
     )
 
-  if config.cache not in CACHES:
+  if config.cache not in answers.CACHES:
     raise ValueError(
-      f"config.sampler.cache must be one of {', '.join(CACHES)}, got "
+      f"config.sampler.cache must be one of {', '.join(answers.CACHES)}, got "
       f"{config.cache!r}."
     )
   _check_steps(config, corpus.length - corpus.num_prompt)

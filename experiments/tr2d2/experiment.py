@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
+from experiments.masked_lm import base
 from experiments.tr2d2 import parts, problems, report
 from jdiff import ctmc, search, training
 from jdiff.core import pareto, replay
@@ -62,7 +63,7 @@ def build(
       `core.reward`.
     base_params: Parameters to start from and to stay near, or a function that
       makes them; by default those that `config.base` describes are loaded, or
-      trained here.
+      trained when the run begins.
     problem: In place of all that the config describes.
 
   Raises:
@@ -136,7 +137,8 @@ def build(
       jnp.full(num_objectives, -1e9),
       metrics,
     )
-    return training.create(key, ref, optimizer, stage)
+    params = base.cast(ref, jnp.float32)
+    return training.create(key, params, optimizer, stage)
 
   def is_search(state):
     return state.step // num_expansions < config.num_tree_rounds

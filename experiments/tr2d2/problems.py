@@ -52,10 +52,8 @@ class Problem(NamedTuple):
   reference: tuple[float, ...] = ()
 
   def base_params(self) -> Any:
-    """The reference's parameters, on the first device."""
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    frozen = self.frozen
-    return frozen.load(jax.tree.map(lambda _: place, frozen.abstract))
+    """The reference's parameters, on the mesh in use."""
+    return base.everywhere(self.frozen)
 
 
 def make(config, reward: Any = None, base_params: Any = None) -> Problem:

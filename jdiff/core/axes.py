@@ -85,15 +85,18 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
   Args:
     x: Its leading axis is the batch.
-    *names: Of the axes after it; those that are not named, or that the mesh
-      does not divide, stay whole.
+    *names: Of the axes after it; those that are not named stay whole, and of
+      those that the mesh does not divide, the batch too, nothing is said.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1 or AxisType.Manual in mesh.axis_types:
+  if mesh.size == 1 or not set(MESH) & set(mesh.axis_names):
     return x
-  entries = [*batch_spec(np.shape(x), mesh), None][:1]
+  if AxisType.Manual in mesh.axis_types:
+    return x
+  free = PartitionSpec.UNCONSTRAINED
+  entries: list[Any] = [*batch_spec(np.shape(x), mesh), free][:1]
   for name, size in zip(names, np.shape(x)[1:], strict=True):
     axis = RULES.get(name or "")
     parts = 1 if axis is None else mesh.shape.get(axis, 1)
-    entries.append(axis if parts > 1 and size % parts == 0 else None)
+    entries.append(None if parts == 1 else axis if size % parts == 0 else free)
   return jax.lax.with_sharding_constraint(x, PartitionSpec(*entries))

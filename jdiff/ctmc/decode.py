@@ -166,6 +166,8 @@ def decode(
   temperature, guidance = _check_law(temperature, guidance, min_p, num_prompt)
   _check_order(order, threshold, factor, defer_eos)
   _check_eos(eos_id, mask_id, forbid_eos, defer_eos, stop_at_eos)
+  if pad_id is not None and pad_id == mask_id:
+    raise ValueError(f"pad_id must differ from mask_id={mask_id}.")
   _check_cache(cache, cached_fn, init_cache)
   keys = keys_lib.per_example(key, num_samples)
   _, dtype = logits_lib.validate(

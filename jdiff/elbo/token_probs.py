@@ -109,4 +109,7 @@ def _log_probs(logits, values, mask_id):
     logits = jnp.where(vocab == mask_id, -jnp.inf, logits)
   chosen = vocab == values[..., None]
   picked = jnp.sum(jnp.where(chosen, logits, 0), axis=-1)
+  # What is no token has no probability, not the one of a logit of zero.
+  known = (values >= 0) & (values < logits.shape[-1])
+  picked = jnp.where(known, picked, jnp.nan)
   return picked - jax.nn.logsumexp(logits, axis=-1)

@@ -7,6 +7,9 @@ sizes. `nets.llada_io` reads and writes their tensors.
 """
 
 import dataclasses
+import json
+import os
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +20,9 @@ from jax.typing import DTypeLike
 from jdiff.core import checks
 from jdiff.nets.network import Network
 from jdiff.nets.transformer import transformer
+
+MAX_JSON_BYTES = 2**24
+"""Larger indices and configs are refused: they come from elsewhere."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +68,24 @@ class Config:
     return ends + self.num_layers * block
 
 
+_FIELDS = {
+  "num_tokens": "embedding_size",
+  "width": "d_model",
+  "num_layers": "n_layers",
+  "num_heads": "n_heads",
+  "num_kv_heads": "n_kv_heads",
+  "mlp_width": "mlp_hidden_size",
+  "rope_base": "rope_theta",
+  "norm_eps": "rms_norm_eps",
+  "mask_id": "mask_token_id",
+  "eos_id": "eos_token_id",
+  "max_length": "max_sequence_length",
+}
+"""Fields of `llada.Config` as a checkpoint's `config.json` names them."""
+
+
 LLADA_8B = Config()
 """LLaDA-8B, base and instruct, and LLaDA-1.5: 8,015,581,184 parameters."""
-
-LLADA_1_5 = LLADA_8B
 
 
 def network(
@@ -135,3 +155,72 @@ def abstract(config: Config, dtype: DTypeLike = jnp.float32) -> Any:
 
   key = jax.eval_shape(jax.random.key, 0)
   return jax.tree.map(cast, jax.eval_shape(network(config).init, key))
+
+
+def read_config(directory: str | os.PathLike) -> Config:
+  """The sizes that a checkpoint's `config.json` gives.
+
+  Raises:
+    FileNotFoundError: If there is none.
+    ValueError: If a field is missing or no number of a size.
+  """
+  path = pathlib.Path(directory) / "config.json"
+  if not path.is_file():
+    raise FileNotFoundError(
+      f"{directory} holds no config.json; pass a LLaDA checkpoint, or its "
+      "sizes as config."
+    )
+  stored = read_json(path)
+  fields: dict[str, Any] = {}
+  for ours, theirs in _FIELDS.items():
+    value = stored.get(theirs)
+    whole = ours not in ("rope_base", "norm_eps")
+    if theirs == "n_kv_heads" and value is None:
+      value = stored.get("n_heads")
+    kind = int if whole else (int, float)
+    least = -1 if ours.endswith("_id") else 0
+    if (
+      not isinstance(value, kind)
+      or isinstance(value, bool)
+      or not least < value < 2**62
+    ):
+      raise ValueError(
+        f"{path} must hold a number {theirs} > {least}, got {value!r}."
+      )
+    fields[ours] = value if whole else float(value)
+  fields["shift_targets"] = stored.get("shift_targets", False) is True
+  return Config(**fields)
+
+
+def write_config(directory: str | os.PathLike, config: Config) -> None:
+  """Writes the `config.json` that `read_config` reads."""
+  fields = {theirs: getattr(config, ours) for ours, theirs in _FIELDS.items()}
+  fields |= {"model_type": "llada", "vocab_size": config.num_tokens}
+  if config.shift_targets:
+    fields["shift_targets"] = True
+  write_json(pathlib.Path(directory) / "config.json", fields)
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """A JSON object from a file of another's making.
+
+  Raises:
+    ValueError: If it is too large, or is none.
+  """
+  size = path.stat().st_size
+  if size > MAX_JSON_BYTES:
+    raise ValueError(
+      f"{path} must hold at most {MAX_JSON_BYTES} bytes, got {size}."
+    )
+  try:
+    value = json.loads(path.read_text(encoding="utf-8"))
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"{path} is not valid JSON ({error}).") from None
+  if not isinstance(value, dict):
+    raise ValueError(f"{path} must be a JSON object.")
+  return value
+
+
+def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
+  """Writes a JSON object."""
+  path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

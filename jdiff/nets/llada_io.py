@@ -9,7 +9,7 @@ a whole model. Needs the package `safetensors` (extra `llada`).
 
 import contextlib
 import functools
-import json
+import importlib
 import math
 import os
 import pathlib
@@ -30,8 +30,6 @@ Slices = tuple[slice, ...]
 Read = Callable[[str, Slices], np.ndarray]
 """`(name, slices) -> array`: a part of a tensor as it is stored."""
 
-MAX_JSON_BYTES = 2**24
-"""Larger indices and configs are refused: they come from elsewhere."""
 
 _ROOT = "model.transformer."
 _LINEAR = {
@@ -50,20 +48,6 @@ _ENDS = {
   # The head shares its last name with the blocks' second linear map.
   "ff_out": (("head_kernel",), True),
 }
-_FIELDS = {
-  "num_tokens": "embedding_size",
-  "width": "d_model",
-  "num_layers": "n_layers",
-  "num_heads": "n_heads",
-  "num_kv_heads": "n_kv_heads",
-  "mlp_width": "mlp_hidden_size",
-  "rope_base": "rope_theta",
-  "norm_eps": "rms_norm_eps",
-  "mask_id": "mask_token_id",
-  "eos_id": "eos_token_id",
-  "max_length": "max_sequence_length",
-}
-"""Fields of `llada.Config` as a checkpoint's `config.json` names them."""
 
 
 class Place(NamedTuple):
@@ -216,7 +200,7 @@ def load(
       many, twice there or wrongly shaped. Nothing has been put on a device
       then.
   """
-  config = read_config(directory) if config is None else config
+  config = llada.read_config(directory) if config is None else config
   with contextlib.ExitStack() as stack:
     tensors = _open(pathlib.Path(directory), stack)
     shapes = {name: tuple(x.get_shape()) for name, x in tensors.items()}
@@ -278,49 +262,11 @@ def export(
     part = {n: np.ascontiguousarray(_tensor(flat, n)) for n in names}
     save_file(part, directory / f"{file}.part", metadata={"format": "pt"})
   total = sum(flat[path].nbytes for path in flat)
-  _write_json(
-    directory / "model.safetensors.index.json",
-    {"metadata": {"total_size": total}, "weight_map": weight_map},
-  )
-  fields = {theirs: getattr(config, ours) for ours, theirs in _FIELDS.items()}
-  fields |= {"model_type": "llada", "vocab_size": config.num_tokens}
-  _write_json(directory / "config.json", fields)
+  index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+  llada.write_json(directory / "model.safetensors.index.json", index)
+  llada.write_config(directory, config)
   for file in dict.fromkeys(weight_map.values()):
     os.replace(directory / f"{file}.part", directory / file)
-
-
-def read_config(directory: str | os.PathLike) -> llada.Config:
-  """The sizes that a checkpoint's `config.json` gives.
-
-  Raises:
-    FileNotFoundError: If there is none.
-    ValueError: If a field is missing or no number of a size.
-  """
-  path = pathlib.Path(directory) / "config.json"
-  if not path.is_file():
-    raise FileNotFoundError(
-      f"{directory} holds no config.json; pass a LLaDA checkpoint, or its "
-      "sizes as config."
-    )
-  stored = _read_json(path)
-  fields: dict[str, Any] = {}
-  for ours, theirs in _FIELDS.items():
-    value = stored.get(theirs)
-    whole = ours not in ("rope_base", "norm_eps")
-    if theirs == "n_kv_heads" and value is None:
-      value = stored.get("n_heads")
-    kind = int if whole else (int, float)
-    least = -1 if ours.endswith("_id") else 0
-    if (
-      not isinstance(value, kind)
-      or isinstance(value, bool)
-      or not least < value < 2**62
-    ):
-      raise ValueError(
-        f"{path} must hold a number {theirs} > {least}, got {value!r}."
-      )
-    fields[ours] = value if whole else float(value)
-  return llada.Config(**fields)
 
 
 def _assemble(
@@ -428,7 +374,7 @@ def _open(
     )
   index = directory / "model.safetensors.index.json"
   if index.is_file():
-    named = _read_json(index).get("weight_map")
+    named = llada.read_json(index).get("weight_map")
     if not isinstance(named, dict):
       raise ValueError(f"{index} must hold a weight_map.")
     lost = sorted({str(f) for f in named.values()} - {f.name for f in files})
@@ -463,8 +409,6 @@ def _dtype(name: str, kind: Any) -> np.dtype:
 
 
 def _safetensors(module: str) -> Any:
-  import importlib
-
   try:
     return importlib.import_module(module)
   except ImportError as error:
@@ -472,25 +416,6 @@ def _safetensors(module: str) -> Any:
       "LLaDA checkpoints need the package safetensors; pip install "
       '"jdiff-research[llada]".'
     ) from error
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-  size = path.stat().st_size
-  if size > MAX_JSON_BYTES:
-    raise ValueError(
-      f"{path} must hold at most {MAX_JSON_BYTES} bytes, got {size}."
-    )
-  try:
-    value = json.loads(path.read_text(encoding="utf-8"))
-  except (ValueError, RecursionError) as error:
-    raise ValueError(f"{path} is not valid JSON ({error}).") from None
-  if not isinstance(value, dict):
-    raise ValueError(f"{path} must be a JSON object.")
-  return value
-
-
-def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
-  path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def _some(names: list[str]) -> str:

@@ -271,7 +271,8 @@ def _as_network(module: "_Transformer") -> Network:
     base, x, filled = run(params, tokens, t, sites, cache, start)
     return head(base, x), cast(blocks.Cache, filled)
 
-  network = Network(init, apply, hidden, head, axes=parameter_axes)
+  named = parameter_axes if module.mask_id is not None else _odd_axes
+  network = Network(init, apply, hidden, head, axes=named)
   if module.shift_targets:
     return network
   return network._replace(init_cache=init_cache, apply_cached=apply_cached)
@@ -300,6 +301,17 @@ def parameter_axes(path: tuple[str, ...]) -> axes.Names | None:
     "a": (None, *ins, None),
     "b": (None, None, *outs),
   }.get(leaf)
+
+
+def _odd_axes(path: tuple[str, ...]) -> axes.Names | None:
+  """The same where the embedding has a row more than the head, for the mask.
+
+  Nothing divides both numbers, and the vocabulary stays whole.
+  """
+  names = parameter_axes(path)
+  if names is None:
+    return None
+  return tuple(None if name == "vocab" else name for name in names)
 
 
 def _lay_cache(empty: jax.Array) -> jax.Array:

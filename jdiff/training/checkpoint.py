@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from jdiff.training import program
+from jdiff.training import program, sharding
 
 _MANIFEST = "files.json"
 # Orbax touches these after the manifest is written; nothing depends on them.
@@ -46,7 +46,9 @@ class Checkpoints:
     self._saving: int | None = None
 
   def __enter__(self) -> "Checkpoints":
-    logging.getLogger("absl").addFilter(_quiet)
+    # One of its own: a run that trains its base has another inside.
+    self._filter = _Quiet()
+    logging.getLogger("absl").addFilter(self._filter)
     options = ocp.CheckpointManagerOptions(
       max_to_keep=None if self._read_only else self._keep,
       read_only=self._read_only,
@@ -61,7 +63,7 @@ class Checkpoints:
 
   def __exit__(self, *unused) -> None:
     self._manager.close()
-    logging.getLogger("absl").removeFilter(_quiet)
+    logging.getLogger("absl").removeFilter(self._filter)
 
   def latest(self) -> int | None:
     """The step of the newest checkpoint, or None."""
@@ -104,11 +106,7 @@ class Checkpoints:
     try:
       _check_files(folder)
       self._check_arrays(step, abstract)
-      target = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        abstract,
-        shardings,
-      )
+      target = sharding.abstract(abstract, shardings)
       return self._read(step, state=ocp.args.StandardRestore(target))["state"]
     except _DamagedError as error:
       older = [s for s in self._manager.all_steps() if s < step]
@@ -155,12 +153,7 @@ class Checkpoints:
     if jax.process_index():
       return
     for folder in self._directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
-      files = {
-        path.relative_to(folder).as_posix(): _fingerprint(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in _LATER
-      }
-      (folder / _MANIFEST).write_text(json.dumps(files))
+      (folder / _MANIFEST).write_text(json.dumps(_fingerprints(folder)))
 
 
 def save_params(directory: str | os.PathLike, params: Any) -> None:
@@ -178,6 +171,8 @@ def save_params(directory: str | os.PathLike, params: Any) -> None:
     raise ValueError(f"{path} exists; pass another directory.")
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(path, params)
+  if not jax.process_index():
+    (path / _MANIFEST).write_text(json.dumps(_fingerprints(path)))
 
 
 def load_params(
@@ -191,17 +186,23 @@ def load_params(
     shardings: Where each array goes.
 
   Raises:
-    ValueError: If nothing of these shapes is there.
+    ValueError: If nothing of these shapes is there, or it is damaged.
   """
-  target = jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    abstract,
-    shardings,
-  )
+  path = pathlib.Path(directory).absolute()
+  try:
+    _check_files(path)
+  except _DamagedError as error:
+    raise ValueError(
+      f"{directory} holds no parameters, or damaged ones ({error})."
+    ) from error
+  target = sharding.abstract(abstract, shardings)
   try:
     with ocp.StandardCheckpointer() as checkpointer:
-      return checkpointer.restore(pathlib.Path(directory).absolute(), target)
-  except (ValueError, FileNotFoundError, KeyError) as error:
+      return checkpointer.restore(path, target)
+  except Exception as error:
+    # As many types of error as in `Checkpoints`.
+    if "RESOURCE_EXHAUSTED" in str(error):
+      raise
     lines = str(error).strip().splitlines() or [type(error).__name__]
     raise ValueError(
       f"{directory} holds no parameters of the shapes that are needed "
@@ -228,6 +229,15 @@ def _check_files(folder: pathlib.Path) -> None:
       raise _DamagedError(f"{name} has other contents than were written")
 
 
+def _fingerprints(folder: pathlib.Path) -> dict[str, tuple[int, int | None]]:
+  """Of every file that is complete before the folder is."""
+  return {
+    path.relative_to(folder).as_posix(): _fingerprint(path)
+    for path in sorted(folder.rglob("*"))
+    if path.is_file() and path.name not in _LATER
+  }
+
+
 def _fingerprint(path: pathlib.Path) -> tuple[int, int | None]:
   """Size and checksum; on a pod size alone, where files are huge and far."""
   size = path.stat().st_size
@@ -240,6 +250,9 @@ def _fingerprint(path: pathlib.Path) -> tuple[int, int | None]:
   return size, checksum
 
 
-def _quiet(record: logging.LogRecord) -> bool:
+class _Quiet(logging.Filter):
   """Drops what Orbax logs; its failures are raised too."""
-  return "orbax" not in record.pathname
+
+  def filter(self, record: logging.LogRecord) -> bool:
+    """Whether a record is kept."""
+    return "orbax" not in record.pathname

@@ -90,11 +90,12 @@ def products(jaxpr: Any) -> Products:
   return total
 
 
-def collectives(text: str) -> dict[str, Collectives]:
+def collectives(text: str, num_devices: int) -> dict[str, Collectives]:
   """Messages of a compiled program, by kind.
 
   Args:
     text: HLO of one device, as `compiled.as_text()` answers it.
+    num_devices: That run it.
 
   Returns:
     Only kinds that occur. A reduction that is scattered at once counts as the
@@ -107,7 +108,7 @@ def collectives(text: str) -> dict[str, Collectives]:
   for name, lines in computations.items():
     number = repeats.get(name, 0)
     for i, line in enumerate(lines):
-      found = _collective(line)
+      found = _collective(line, num_devices)
       if found is None or not number:
         continue
       kind, size, group = found
@@ -158,7 +159,9 @@ def _convolution(eqn: Any) -> Products:
   numbers = eqn.params["dimension_numbers"]
   kernel = eqn.invars[1].aval.shape
   # All of the kernel but its output features goes into each output.
-  depth = math.prod(kernel) // kernel[numbers.rhs_spec[0]]
+  depth = math.prod(kernel) / kernel[numbers.rhs_spec[0]]
+  # Of an input that is spread out, an output meets a part of the kernel.
+  depth /= math.prod(eqn.params["lhs_dilation"])
   size = math.prod(eqn.outvars[0].aval.shape)
   return Products(2.0 * size * depth, _traffic(eqn))
 
@@ -235,7 +238,7 @@ def _rounds(line: str, condition: list[str]) -> int:
   return max(bounds, default=1)
 
 
-def _collective(line: str) -> tuple[str, float, int] | None:
+def _collective(line: str, num_devices: int) -> tuple[str, float, int] | None:
   """`(kind, bytes of the result, devices in a group)` of a message."""
   found = re.search(
     rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(", line.split(", metadata=")[0]
@@ -250,10 +253,10 @@ def _collective(line: str) -> tuple[str, float, int] | None:
     size = min(sizes)
   else:
     size = max(sizes) if found[3] else sum(sizes)
-  return found[2], size, _group(line)
+  return found[2], size, _group(line, num_devices)
 
 
-def _group(line: str) -> int:
+def _group(line: str, num_devices: int) -> int:
   tiled = re.search(r"replica_groups=\[\d+,(\d+)\]", line)
   if tiled:
     return int(tiled[1])
@@ -265,7 +268,7 @@ def _group(line: str) -> int:
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", meshed[1]))
     named = re.findall(r"'(\w+)'", meshed[2])
     return math.prod(int(sizes[axis]) for axis in named)
-  return 2
+  return num_devices
 
 
 def _sent(kind: str, size: float, group: int) -> float:

@@ -136,8 +136,6 @@ class _Run:
     devices = mesh.devices.ravel()
     self.in_lockstep = len(devices) > 1 and devices[0].platform == "cpu"
     self.program = program_lib.compile_experiment(experiment, mesh)
-    # Only now: a config that cannot be built does not claim the directory.
-    workdir_lib.write_config(workdir, config)
 
   def go(self) -> dict[str, Any]:
     directory = self.workdir / workdir_lib.CHECKPOINTS
@@ -150,6 +148,8 @@ class _Run:
         state = program_lib.restore(self.program, self.checkpoints, step)
       else:
         state = self.program.init(run_key(self.config, INIT_KEY))
+      # Only now: a config that cannot begin does not claim the directory.
+      workdir_lib.write_config(self.workdir, self.config)
       self.records = records_lib.Records(self.workdir, step)
       history = self.records.history
       before = history[-1]["wall_seconds"] if history else 0.0

@@ -41,14 +41,16 @@ class Chip(NamedTuple):
 
 
 CHIPS = {
-  "v4": Chip(32e9, 275e12, 1.23e12, 150e9),
   "v5e": Chip(16e9, 197e12, 0.82e12, 100e9),
   "v5p": Chip(95e9, 459e12, 2.77e12, 300e9),
   "v6e": Chip(32e9, 918e12, 1.64e12, 200e9),
-  "tpu7x": Chip(192e9, 2307e12, 7.37e12, 600e9),
   "h100": Chip(80e9, 989e12, 3.35e12, 450e9),
 }
-"""By the name before the colon of a topology."""
+"""By the name before the colon of a topology.
+
+Chips that are two devices to XLA (v4, tpu7x) are left out: all figures here are
+of a chip.
+"""
 
 _H100 = """
 gpu_device_info {
@@ -205,11 +207,7 @@ def compile_for(
   batch = None if experiment.batches is None else experiment.batches(0)
   compiled = []
   with jax.set_mesh(mesh):
-    state = jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      program.abstract,
-      program.shardings,
-    )
+    state = sharding.abstract(program.abstract, program.shardings)
     batch = _on_mesh(batch, mesh)
     if program.collect is not None:
       args = () if batch is None else (batch,)
@@ -240,13 +238,18 @@ def table(
 
 
 def roofline(one: Compiled, chip: Chip) -> dict[str, float]:
-  """Seconds that products, memory and links need at least, at their peaks."""
-  sent = sum(c.sent for c in (one.collectives or {}).values())
-  return {
+  """Seconds that products, memory and links need at least, at their peaks.
+
+  Links are left out where the messages are not known.
+  """
+  times = {
     "products": one.flops / chip.flops,
     "memory": one.traffic / chip.bandwidth,
-    "links": sent / chip.link,
   }
+  if one.collectives is not None:
+    sent = sum(c.sent for c in one.collectives.values())
+    times["links"] = sent / chip.link
+  return times
 
 
 def _lines(one: Compiled, chip: Chip) -> list[str]:
@@ -332,7 +335,7 @@ def _compile(name: str, function: Any, mesh: Mesh, *args: Any) -> Compiled:
     return Compiled(name, error=text[:300])
   memory = compiled.memory_analysis()
   try:
-    messages = cost.collectives(compiled.as_text())
+    messages = cost.collectives(compiled.as_text(), mesh.size)
   except jax.errors.JaxRuntimeError:
     messages = None
   return Compiled(

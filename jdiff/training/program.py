@@ -113,20 +113,23 @@ def compile_experiment(experiment: Experiment, mesh: Mesh) -> Program:
   )
 
 
-def restore(program: Program, checkpoints: Any, step: int) -> TrainState:
+def restore(
+  program: Program, checkpoints: Any, step: int, *, with_frozen: bool = True
+) -> TrainState:
   """The state of a checkpoint, with what is frozen.
 
   Args:
     program: Whose it is.
     checkpoints: An open `checkpoint.Checkpoints`.
     step: One that it has.
+    with_frozen: Whether that is loaded; else the state has None there.
   """
   state = checkpoints.restore(
     step,
     program.abstract._replace(frozen=None),
     program.shardings._replace(frozen=None),
   )
-  return state._replace(frozen=program.frozen())
+  return state._replace(frozen=program.frozen() if with_frozen else None)
 
 
 def describe(x: Any) -> str:

@@ -86,7 +86,8 @@ def load(
 
   Returns:
     `(apply, params, config)`: the experiment's network (None if it names
-    none), the parameters that it evaluates (their average) and the config.
+    none), the parameters that it evaluates (their average, or with adapters
+    `nets.lora.Adapted`, which `apply` takes as well) and the config.
 
   Raises:
     ValueError: If the workdir holds no run or no usable checkpoint.
@@ -175,5 +176,7 @@ def _open(workdir, make: Build | None, mesh: Mesh):
     step = checkpoints.latest()
     if step is None:
       raise ValueError(f"{workdir} holds no checkpoint yet; train it first.")
-    state = program_lib.restore(program, checkpoints, step)
+    # The average looks at nothing that is frozen, which may be large or gone.
+    own = experiment.params is not Experiment._field_defaults["params"]
+    state = program_lib.restore(program, checkpoints, step, with_frozen=own)
   return experiment, config, experiment.params(state), step

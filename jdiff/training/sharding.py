@@ -133,6 +133,15 @@ def state_shardings(
   return jax.tree_util.tree_map_with_path(place, abstract)
 
 
+def abstract(tree: Any, shardings: Any) -> Any:
+  """Shapes and dtypes of a pytree, with where each array goes."""
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    tree,
+    shardings,
+  )
+
+
 def put(tree: Any, shardings: Any, *, may_alias: bool = False) -> Any:
   """Puts arrays, equal on every process, where their shardings say.
 

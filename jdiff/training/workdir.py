@@ -57,6 +57,7 @@ def checked_config(
     checks.check_int("config.mesh.data", mesh["data"])
   checks.check_int("config.mesh.fsdp", mesh["fsdp"])
   checks.check_int("config.mesh.tensor", mesh.get("tensor", 1))
+  _plain(config)
   return ml_collections.FrozenConfigDict(config)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +116,7 @@ def test_a_run_becomes_a_checkpoint_and_comes_back(made):
   # The network has learnt something, so that the round trip is of no zeros.
   again = jax.jit(masked_lm.build(pretraining()).init)(jax.random.key(0))
   assert jax.tree.structure(again.params) == jax.tree.structure(params)
-  sizes = llada_io.read_config(root / "tensors")
+  sizes = llada_lib.read_config(root / "tensors")
   assert sizes == dataclasses.replace(
     masked_lm.llada_config(pretraining(), corpora.load(**DATA)),
     max_length=128,
@@ -136,7 +137,7 @@ def test_tuning_starts_from_either_form(made, form):
 def test_samples_with_caches(made, cache):
   params, root = made
   corpus = corpora.load(**DATA)
-  sizes = llada_io.read_config(root / "tensors")
+  sizes = llada_lib.read_config(root / "tensors")
   network = llada_lib.network(sizes, compute_dtype=jnp.float32)
   prompts = corpus.task.held_out_prompts(4)
   decoded = ctmc.decode(
@@ -268,6 +269,7 @@ def test_every_variant_has_a_config_and_shapes(method, task):
   ):
     config = module.get_config(variant)
     assert config.base.data.name == task and config.variant == variant
+    training.stand_in(config)
   config = module.get_config("v5e_64")
   experiment = training.stand_in(config)
   sizes = jax.tree.leaves(experiment.frozen.abstract)
@@ -298,6 +300,21 @@ def test_every_variant_has_a_config_and_shapes(method, task):
     ({"base.net.remat_policy": "all"}, ValueError, "remat_policy must be one"),
     ({"lora.targets": ("query", "wte")}, ValueError, "targets must be linear"),
     ({"eval.lengths": (128,)}, ValueError, "be at most 84, got 128"),
+    ({"eval.cache": "duel"}, ValueError, "config.eval.cache must be one of"),
+    ({"eval.tokens_per_step": 3}, ValueError, "tokens_per_step must divide"),
+    ({"loss": "diffu_grpo"}, ValueError, "what is left of their padding"),
+    ({"base.net.grid": (6, 10)}, ValueError, "'llada' has no grid"),
+    (
+      {"base.net.remat_policy": "dots", "base.net.remat": False},
+      ValueError,
+      "needs net.remat=True",
+    ),
+    ({"base.net.rope_base": 1e4}, ValueError, "has rope_base=500000.0, and"),
+    (
+      {"base.net.num_heads": 2},
+      ValueError,
+      "has num_heads=4, and the",
+    ),
     ({"eval.block_size": 5}, ValueError, "config.eval.block_size must divide"),
   ],
 )
@@ -339,3 +356,65 @@ def test_conversions_that_cannot_be(made, tmp_path, capsys):
       convert.main([f"--source={source}", f"--target={target}"])
     assert info.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_base_of_the_callers_stays_the_callers(made):
+  # On several devices too, where a copy may share the first one's memory.
+  params, _ = made
+  params = jax.tree.map(jnp.asarray, params)
+  config = tuning("gdpo", "")
+  experiment = gdpo.build(config, corpus=scored(), base_params=params)
+  mesh = training.make_mesh(2, 1, devices=jax.devices()[:2])
+  program = training.compile_experiment(experiment, mesh)
+  with jax.set_mesh(mesh):
+    frozen = program.frozen()
+    jax.jit(lambda x: x, donate_argnums=0)(frozen)
+  assert not any(x.is_deleted() for x in jax.tree.leaves(params))
+
+
+def test_a_run_of_all_parameters_is_read_without_its_base(made, tmp_path):
+  _, root = made
+  config = tuning("gdpo", root / "tensors", **{"lora.rank": 0, "num_steps": 1})
+  experiment = build("gdpo", config)
+  training.run(experiment, config, tmp_path / "run", progress=False)
+
+  def gone(config):
+    def never(shardings):
+      raise AssertionError("nothing needs the base")
+
+    frozen = experiment.frozen._replace(load=never)
+    return experiment._replace(frozen=frozen)
+
+  _, params, _ = training.load(tmp_path / "run", build=gone)
+  assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+def test_a_base_that_fails_claims_no_workdir(made, tmp_path):
+  _, root = made
+  config = tuning("gdpo", root / "orbax")
+  experiment = build("gdpo", config)
+
+  def broken(shardings):
+    raise ValueError("the disk is gone")
+
+  bad = experiment._replace(frozen=experiment.frozen._replace(load=broken))
+  with pytest.raises(ValueError, match="the disk is gone"):
+    training.run(bad, config, tmp_path / "run", progress=False)
+  assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_damaged_base_is_told(made, tmp_path):
+  _, root = made
+  folder = tmp_path / "orbax"
+  shutil.copytree(root / "orbax", folder)
+  files = (folder / "ocdbt.process_0" / "d").iterdir()
+  file = max(files, key=lambda p: p.stat().st_size)
+  data = bytearray(file.read_bytes())
+  data[len(data) // 2] ^= 8
+  file.write_bytes(bytes(data))
+  experiment = build("gdpo", tuning("gdpo", folder))
+  program = training.compile_experiment(
+    experiment, training.make_mesh(devices=jax.devices()[:1])
+  )
+  with pytest.raises(ValueError, match="or damaged ones"):
+    program.frozen()

@@ -218,7 +218,7 @@ def test_files_are_cut_and_indexed(tmp_path):
     sizes = [sum(x.nbytes for x in st.load_file(f).values()) for f in files]
     assert max(sizes) <= max(limit, largest)
     assert len(list(folder.iterdir())) == count + 2
-  assert llada_io.read_config(folder) == CONFIG
+  assert llada.read_config(folder) == CONFIG
 
 
 def test_matrices_are_turned_as_pytorch_multiplies():
@@ -455,18 +455,18 @@ def test_configs_are_checked(tmp_path, nothing_made, name, value, message):
 )
 def test_configs_that_are_none(tmp_path, monkeypatch, text, message):
   if "at most" in message:
-    monkeypatch.setattr(llada_io, "MAX_JSON_BYTES", 100)
+    monkeypatch.setattr(llada, "MAX_JSON_BYTES", 100)
   (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
   with pytest.raises(ValueError, match=f"config.json {message}"):
-    llada_io.read_config(tmp_path)
+    llada.read_config(tmp_path)
 
 
 def test_configs_of_others(tmp_path):
   with pytest.raises(FileNotFoundError, match="holds no config.json; pass"):
-    llada_io.read_config(tmp_path)
+    llada.read_config(tmp_path)
   fields = released(FULL) | {"n_kv_heads": None, "rope_theta": 500000}
   (tmp_path / "config.json").write_text(json.dumps(fields))
-  config = llada_io.read_config(tmp_path)
+  config = llada.read_config(tmp_path)
   assert config == FULL and isinstance(config.rope_base, float)
 
 

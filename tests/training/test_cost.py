@@ -105,7 +105,7 @@ def test_messages_of_a_compiled_program():
     (6, 64, 64), jnp.float32, sharding=NamedSharding(mesh, P(None, "x", None))
   )
   text = jax.jit(loop, out_shardings=cols).lower(x, ws).compile().as_text()
-  found = cost.collectives(text)
+  found = cost.collectives(text, 8)
   size = 16 * 64 * 4
   assert found["all-reduce"].number == 6
   assert found["all-reduce"].sent == pytest.approx(6 * 2 * size * 7 / 8)
@@ -153,7 +153,7 @@ ENTRY %main (a: bf16[8]) -> bf16[8] {{
 
 
 def test_messages_of_other_forms():
-  found = cost.collectives(HLO)
+  found = cost.collectives(HLO, 8)
   assert found["all-gather"].number == 5  # one channel in two computations
   assert found["all-gather"].sent == 5 * 16 * 8 * 2 * 3 / 4
   assert found["reduce-scatter"].number == 5
@@ -164,6 +164,6 @@ def test_messages_of_other_forms():
   known = HLO.replace(
     "body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"7"}}'
   )
-  assert cost.collectives(known)["all-gather"].number == 7
+  assert cost.collectives(known, 8)["all-gather"].number == 7
   assert "all-to-all" not in found
   assert np.isfinite([c.sent for c in found.values()]).all()

@@ -94,7 +94,7 @@ def test_rollouts_are_compiled_before_steps():
 @pytest.mark.parametrize(
   "topology, message",
   [
-    ("v9:2x2", "with a chip of v4"),
+    ("v9:2x2", "with a chip of v5e"),
     ("v5e", "must be CHIP:SHAPE"),
     ("v5e:2xtwo", "got 'v5e:2xtwo'"),
     ("h100:2x8", "such as v5e:8x8"),
