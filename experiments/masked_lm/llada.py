@@ -141,7 +141,7 @@ def cpu(config) -> None:
   _sampler(config, block_size=16, num_steps=40, cache="dual")
   config.eval.lengths, config.eval.block_size = (80,), 16
   config.num_eval, config.eval.batch_size = 128, 32
-  config.learning_rate = 2e-3
+  config.learning_rate = 3e-4
   config.num_steps, config.log_every = 60, 5
   config.eval_every = config.checkpoint_every = 20
 
