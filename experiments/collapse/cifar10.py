@@ -11,7 +11,7 @@ by DINOv2's features: pass yours to `experiment.build` from Python, and set
 | variant | hardware | status |
 |---|---|---|
 | paper | 1 GPU | DiT-S/2, 500 epochs of each of 9 sets; not run |
-| pod | v5e:4x4 | the same at batch 1024, bf16; traced only |
+| pod | v5e:4x4 | the same at batch 1024, bf16; compiled only |
 """
 
 from experiments.alignflow import defaults as flow_defaults

@@ -11,7 +11,7 @@ r"""400 handwritten digits of 8 x 8 pixels, and five ways to go on from them.
 | fresh | as cpu, not run | a quarter of each set is new real rows |
 | copying | 2 cores, 1 min | 64 digits: entropy 33 to -45, distance of samples |
 | | | to their training set 1.7 to 0.8 |
-| pod | v5e:4x4 | DiT of width 384, batch 4096; traced only |
+| pod | v5e:4x4 | DiT of width 384, batch 4096; compiled only |
 
 `num_steps` is the length of one training; `cpu` has 21 of them.
 """

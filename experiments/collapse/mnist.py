@@ -7,7 +7,7 @@ r"""1000 of MNIST's digits, with a DiT.
 |---|---|---|
 | smoke | 2 cores, not timed | runs |
 | cpu | 2 cores, not timed | not known yet |
-| pod | v5e:4x4 | N = 4000, DiT of width 384, batch 2048; traced only |
+| pod | v5e:4x4 | N = 4000, DiT of width 384, batch 2048; compiled only |
 """
 
 from experiments.alignflow import defaults as flow_defaults
