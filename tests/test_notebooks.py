@@ -14,6 +14,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # Of these the smoke runs that they show are tests of their own as well.
 LONG = (
   "collapse",
+  "llada",
   "masked_lm_rewards",
   "memorization",
   "olla_constraints",
