@@ -13,6 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # Of these the smoke runs that they show are tests of their own as well.
 LONG = (
+  "alignflow_pairs",
   "collapse",
   "llada",
   "masked_lm_rewards",

@@ -136,6 +136,7 @@ def test_short_run(kind, loss, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:pairing with a bias")
+@pytest.mark.thorough
 def test_labelled_images_from_a_table(tmp_path):
   config = short(
     digits.get_config("smoke"),

@@ -260,6 +260,7 @@ def test_one_and_eight_devices_agree(whole, tmp_path):
     np.testing.assert_allclose(*(k[name] for k in kept), atol=1e-4)
 
 
+@pytest.mark.thorough
 def test_an_embedding_of_yours(tmp_path, monkeypatch):
   shapes = set()
 

@@ -133,7 +133,9 @@ def test_tuning_starts_from_either_form(made, form):
   assert_same(params, program.frozen())
 
 
-@pytest.mark.parametrize("cache", [None, "prefix", "dual"])
+@pytest.mark.parametrize(
+  "cache", helpers.thorough(["prefix", "dual"], ["dual"])
+)
 def test_samples_with_caches(made, cache):
   params, root = made
   corpus = corpora.load(**DATA)

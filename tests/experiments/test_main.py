@@ -91,7 +91,7 @@ def commands(workdir):
       "No such file or directory: 'nowhere.py'",
     ),
     "no_config": ([run], 2, "--config=<file>.py:<variant> is needed"),
-    "no_workdir": ([here], 2, "workdir must have a value"),
+    "no_workdir": ([here], 2, "--workdir=W is needed"),
     "unknown_flag": ([here, run, "--wrkdir=x"], 2, "'wrkdir'"),
     "bad_mode": ([here, run, "--mode=test"], 2, "train|eval|sample"),
     "argument": ([here, run, "eval"], 2, "unexpected argument 'eval'"),

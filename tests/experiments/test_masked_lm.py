@@ -201,7 +201,7 @@ CASES = {
 
 @pytest.mark.parametrize(
   "case",
-  ["gdpo", "dmpo", pytest.param("diffu_grpo", marks=pytest.mark.thorough)],
+  helpers.thorough(["gdpo", "dmpo", "diffu_grpo"], ["dmpo"]),
 )
 def test_short_tuning(case, tmp_path):
   method, fields = CASES[case]
@@ -243,7 +243,12 @@ def test_short_tuning(case, tmp_path):
 
 
 @pytest.mark.parametrize(
-  "loss, shared", [("gdpo", True), ("gdpo", False), ("diffu_grpo", True)]
+  "loss, shared",
+  [
+    ("gdpo", True),
+    pytest.param("gdpo", False, marks=pytest.mark.thorough),
+    pytest.param("diffu_grpo", True, marks=pytest.mark.thorough),
+  ],
 )
 def test_ratios_start_at_one_on_shared_masks(loss, shared):
   fields = {"loss": loss, "inner_steps": 1, "elbo.shared_masks": shared}

@@ -53,7 +53,7 @@ def test_one_and_eight_devices_agree(loss):
   "module, loss",
   [
     (ising, "wdce"),
-    (potts, "rerf"),
+    pytest.param(potts, "rerf", marks=pytest.mark.thorough),
     pytest.param(ising, "lv", marks=pytest.mark.thorough),
   ],
 )

@@ -195,7 +195,7 @@ def test_lattice(tmp_path):
   assert abs(gap) > 10 * first["stage_log_z_se"]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_graph(tmp_path):
   config = stages(short(maxcut, **{"net.hidden": (32, 32)}), 5, 15)
   config.stages.rule = "annealed"
@@ -211,7 +211,7 @@ def test_graph(tmp_path):
   assert metrics["best_cut"]["value"] <= metrics["best_cut"]["exact"] == 12
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_particles(tmp_path, monkeypatch):
   # Long chains take longer than all else; these two are never compared.
   monkeypatch.setattr(

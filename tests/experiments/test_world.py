@@ -148,7 +148,6 @@ def test_figures(finished):
     assert sum(durations) == 250 * num_frames
 
 
-@pytest.mark.slow
 @pytest.mark.thorough
 def test_a_run_that_broke_off_ends_the_same(finished, tmp_path):
   whole, config, built, _ = finished
@@ -236,7 +235,7 @@ def test_one_and_eight_devices_agree(kind):
   assert_close(one, eight)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_clips_made_in_the_step_are_those_of_its_key():
   """And eight devices make of them what one does."""
   config = small()
@@ -276,7 +275,6 @@ def test_opposite_codes_undo_each_other():
   assert latent.purity(codes, moves) == pytest.approx((4 * 3 + 4) / 20)
 
 
-@pytest.mark.slow
 @pytest.mark.thorough
 def test_latent_actions_label_clips():
   config = small(

@@ -151,6 +151,7 @@ def test_polymers():
     np.testing.assert_allclose(fn(moved), fn(x[0]), atol=2e-5)
 
 
+@pytest.mark.thorough
 def test_polymer_of_four_by_its_angle():
   # One torsion: a plain sum over it, with the volume by finite differences of
   # the atoms' inertia, done again in NumPy.
@@ -195,6 +196,7 @@ def fair_problem(**options):
   return (x, y, group), targets.fair_bnn(x, y, group, hidden=(4, 3), **options)
 
 
+@pytest.mark.thorough
 def test_fair_bnn():
   (x, y, group), problem = fair_problem(monotone=(0, 2), num_anchors=5)
   target = problem.target
