@@ -200,6 +200,7 @@ def test_a_share_and_its_error():
 # The sweep.
 
 
+@pytest.mark.thorough
 def test_the_sweep(tmp_path):
   config = memorizing.short_sweep()
   built = sweep.build(config)

@@ -363,7 +363,7 @@ def test_a_table_is_tilted_by_what_objectives_weigh():
   assert exact[0] == exact[1] < exact[2]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_five_objectives_below_zero(tmp_path):
   """More than volumes are made of, and worth less than nothing."""
   network = nets.mlp(4, 3, hidden=(8,))

@@ -143,7 +143,10 @@ def in_play(parts, params, clip, noisy):
 
 @pytest.mark.parametrize(
   "name, kind",
-  [("torus", "bank"), ("turning", "gated")],
+  [
+    ("torus", "bank"),
+    pytest.param("turning", "gated", marks=pytest.mark.thorough),
+  ],
 )
 def test_play_equals_training(name, kind):
   parts, params = make(name, kind)
