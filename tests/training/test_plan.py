@@ -1,5 +1,6 @@
 """Plans: what they compile, print and refuse. The chips are this machine's."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -152,6 +153,18 @@ def test_tables_say_what_fits_and_what_binds():
     "run", "v5e:4x4", config(), [one._replace(collectives=None)]
   )
   assert "plan the same mesh on v5e" in unknown
+
+
+@pytest.mark.parametrize("system", ["alignflow", "collapse", "memorization"])
+def test_sets_that_are_not_here_are_stood_in_for(system):
+  module = importlib.import_module(f"experiments.{system}.cifar10")
+  config = module.get_config("pod")
+  with pytest.raises(FileNotFoundError):
+    training.build(config)
+  experiment = training.stand_in(config)
+  assert isinstance(experiment, training.Experiment)
+  key = jax.eval_shape(jax.random.key, 0)
+  assert jax.eval_shape(experiment.init, key).params
 
 
 def test_planning_from_the_command_line():
