@@ -7,7 +7,7 @@
 |---|---|---|
 | smoke | modular arithmetic, 300 steps | 2 cores |
 | arithmetic, sudoku, countdown, parity | what `experiments/gdpo` starts from | 2 cores |
-| pod | arithmetic mod 97, 12 layers of width 768 | a slice; not run |
+| pod | arithmetic mod 97, 12 layers of width 768 | v5e:4x4, compiled only |
 """  # noqa: E501
 
 import functools

@@ -12,7 +12,7 @@ trained on. Its FID is not comparable with the distances measured here.
 | variant | hardware | status |
 |---|---|---|
 | paper | 1 GPU | DiT-S/2, batch 256, 200k steps; not run |
-| pod | v5e:4x4 | the same at batch 2048; traced only |
+| pod | v5e:4x4 | the same at batch 2048; compiled only |
 """
 
 from experiments.common import config as config_lib

@@ -7,7 +7,7 @@
 |---|---|---|
 | smoke | 2 shared cores, 2 min | runs; too short to copy anything |
 | cpu | 2 shared cores, 1.5 to 2 min a seed | see below |
-| pod | v5e:4x4 | DiT of width 384, batch 4096; traced only |
+| pod | v5e:4x4 | DiT of width 384, batch 4096; compiled only |
 
 `cpu`, seeds 0, 1 and 2: 74 % of the original's samples are copies; 72 % with
 three of 16 heads pruned and 300 steps of fine-tuning, 71 % with random heads,

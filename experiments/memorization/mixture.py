@@ -8,7 +8,7 @@
 | smoke | 2 shared cores, 1 min | runs |
 | cpu | 2 shared cores, 9 min | copies rise with width and fall with rows |
 | dims | three times cpu, not run | dimensions 8, 16 and 32 |
-| pod | v5e:4x4 | widths up to 4096, up to 100k rows; traced only |
+| pod | v5e:4x4 | widths up to 4096, up to 100k rows; compiled only |
 
 `cpu`, seed 0: of 250 rows widths 32, 128 and 512 copy 0.0, 6.1 and 45.7 % of
 their samples, of 1000 rows 0.1, 0.05 and 2.3 %, of 4000 none beyond the 0.02 %

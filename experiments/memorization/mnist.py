@@ -7,7 +7,7 @@
 |---|---|---|
 | smoke | 2 cores | runs; not timed |
 | gpu | 1 GPU | 1000 digits, DiT 6 x 192; not run |
-| pod | v5e:4x4 | 2000 digits, DiT 12 x 384, batch 4096; traced only |
+| pod | v5e:4x4 | 2000 digits, DiT 12 x 384, batch 4096; compiled only |
 """
 
 from experiments.common import config as config_lib

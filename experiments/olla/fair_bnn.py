@@ -12,7 +12,7 @@ anchor rows. Test likelihood and gaps are of held-out rows. No exact values.
 | smoke | 59, 2, 8, 16 | 2 cores, 1 min |
 | cpu | 305, 2, 16, 64 | 2 cores, 1 min |
 | paper | 865, 2, 64, 200 | 1 GPU |
-| pod | 865, 2, 64, 4096 | v5e:4x4, not run |
+| pod | 865, 2, 64, 4096 | v5e:4x4, compiled only |
 """
 
 from experiments.common import config as config_lib

@@ -8,7 +8,7 @@
 | smoke | 4, 128 | 2 cores, 30 s | exact by quadrature |
 | cpu | 5, 500 | 2 cores, 1 min | exact by quadrature |
 | paper | 10, 64 | 1 GPU | no exact value |
-| pod | 30, 4096 | v5e:4x4, not run | no exact value |
+| pod | 30, 4096 | v5e:4x4, compiled only | no exact value |
 """
 
 from experiments.common import config as config_lib

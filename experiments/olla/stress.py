@@ -8,7 +8,7 @@
 | smoke | 20, 3, 1, 128 | 2 cores, 20 s | E u within 4 SE |
 | cpu | 100, 10, 10, 256 | 2 cores, 15 s | E |x|^2 = 25 within 0.2 |
 | paper | 1000, 10, 10, 64 (the released run has 1 chain) | 1 GPU | the same |
-| pod | 1000, 10, 40, 4096 | v5e:4x4, not run | the same |
+| pod | 1000, 10, 40, 4096 | v5e:4x4, compiled only | the same |
 """
 
 from experiments.common import config as config_lib
