@@ -14,7 +14,7 @@ the events asked for, read back from the frames, and with the first frame given
 |---|---|---|
 | smoke | 20 steps, tiny | 2 cores, 1 min |
 | cpu | 333k parameters | 2 cores, 310 s of processor time |
-| pod | eight frames of 9 x 9 cells | v5e:4x4, traced only |
+| pod | eight frames of 9 x 9 cells | v5e:4x4, compiled only |
 """
 
 import ml_collections
