@@ -82,7 +82,8 @@ class Evaluator:
   def evaluate(self, params, key, *, final):
     """`exact_match` and `reward` at the training length, or at all if final.
 
-    In the end the base's too, `exact_match_base`.
+    In the end the base's too, `exact_match_base`, and `nfe`, the most that an
+    answer of the training length takes: one that ends sooner stops.
     """
     trained = self.trained
     lengths = {trained, *self.config.eval.lengths} if final else {trained}

@@ -30,8 +30,8 @@ def frozen(
     config: With `base.workdir`, `base.checkpoint` and `base.dtype`.
     corpus: Of `config.base.data`.
     network: Of `config.base.net`.
-    params: In place of what the config says: arrays, or a function that makes
-      them.
+    params: In place of what the config says: arrays, or a pure function that
+      makes them.
 
   Raises:
     ValueError: If the config names a run and a checkpoint.
