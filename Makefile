@@ -19,23 +19,29 @@ CONSTRAINTS := constraints/$(if $(filter 3.11,$(VERSION)),py311,py312).txt
 STAMP := $(VENV)/.made-$(or $(VERSION),unknown)
 RUN := $(VENV)/bin/python
 
-.PHONY: venv demo test test-quick test-thorough lint
+.PHONY: venv demo test test-quick test-thorough test-faults lint
 venv: $(STAMP)
 
 demo: venv
 	@$(RUN) -m experiments.main --config=experiments/mdns/ising.py:cpu \
 	  --workdir="$(WORKDIR)"
 
+# A worker that crashes ends the run: what it had left would not be tested.
+PYTEST := -m pytest -n 2 --dist loadfile --max-worker-restart 0
+
 test: venv
-	@$(RUN) -m pytest -n 2 --dist loadfile $(TESTFLAGS)
+	@$(RUN) $(PYTEST) $(TESTFLAGS)
 
 test-quick: venv
-	@$(RUN) -m pytest -n 2 --dist loadfile -m "not slow and not thorough" \
-	  $(TESTFLAGS)
+	@$(RUN) $(PYTEST) -m "not slow and not thorough and not faults" $(TESTFLAGS)
 
 # With the cases that test leaves out: every variant of every config.
 test-thorough: venv
-	@$(RUN) -m pytest -n 2 --dist loadfile -m "" $(TESTFLAGS)
+	@$(RUN) $(PYTEST) -m "not faults" $(TESTFLAGS)
+
+# Real runs, killed at random moments; about ten minutes.
+test-faults: venv
+	@$(RUN) -m pytest -n 2 -m faults -rP $(TESTFLAGS)
 
 lint: venv
 	@$(RUN) -m ruff check .

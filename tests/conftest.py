@@ -2,6 +2,7 @@
 
 import gc
 import os
+import pathlib
 from importlib import metadata
 
 # Tests compile much and run little: unoptimised code is made in half the time,
@@ -35,6 +36,20 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Traces are many small objects that live: at every 700 new ones, the default,
 # the search for garbage takes a twentieth of all the time.
 gc.set_threshold(50_000)
+
+
+# Of memory, by the kernel's default, a process may map 65530 parts. Each program
+# takes a few, and XLA ends the process at the first that it does not get.
+MAX_MAPS = 15_000
+MAPS = pathlib.Path("/proc/self/maps")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+  """Lets go of compiled programs between modules, once there are many."""
+  yield
+  if MAPS.exists() and len(MAPS.read_bytes().splitlines()) > MAX_MAPS:
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="module")
