@@ -38,8 +38,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 gc.set_threshold(50_000)
 
 
-# Of memory, by the kernel's default, a process may map 65530 parts. Each program
-# takes a few, and XLA ends the process at the first that it does not get.
+# A process may map 65530 parts of memory, by the kernel's default. A program
+# takes a few, and XLA ends the process when it does not get them.
 MAX_MAPS = 15_000
 MAPS = pathlib.Path("/proc/self/maps")
 

@@ -6,11 +6,15 @@ Beside the state each checkpoint holds the shape and dtype of every array
 text). Both are there before the checkpoint gets its final name.
 """
 
+import contextlib
+import itertools
 import json
 import logging
 import os
 import pathlib
+import warnings
 import zlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -22,15 +26,25 @@ _MANIFEST = "files.json"
 # Orbax touches these after the manifest is written; nothing depends on them.
 _LATER = (_MANIFEST, "commit_success.txt", "_CHECKPOINT_METADATA")
 
+ASIDE = "damaged"
+"""Where damaged checkpoints are moved to, beside the directory."""
+
 
 class Checkpoints:
   """The checkpoints in one directory; a context manager.
 
+  Those that are newer than the newest intact one are damaged. They are moved to
+  a folder beside the directory when that is opened, or with `read_only` passed
+  over; either way a warning says so.
+
   Args:
     directory: Where they live.
     keep: How many of the newest are kept.
-    read_only: Neither makes the directory nor clears what a killed save left
-      in it, so that a run that is still going on can be read.
+    read_only: Neither makes the directory nor changes what is in it, so that a
+      run that is still going on can be read.
+
+  Raises:
+    ValueError: If there are checkpoints, and none is intact.
   """
 
   def __init__(
@@ -44,8 +58,19 @@ class Checkpoints:
     self._keep = keep
     self._read_only = read_only
     self._saving: int | None = None
+    self._before: int | None = None
 
   def __enter__(self) -> "Checkpoints":
+    self._newest, damaged = _sort_out(self._directory)
+    if not self._read_only:
+      _set_aside(self._directory, damaged)
+    for step, reason in damaged.items() if not jax.process_index() else ():
+      warnings.warn(
+        f"checkpoint {self._directory / str(step)} is damaged ({reason}) and "
+        f"{'passed over' if self._read_only else 'moved to ' + ASIDE}; step "
+        f"{self._newest} is used instead.",
+        stacklevel=2,
+      )
     # One of its own: a run that trains its base has another inside.
     self._filter = _Quiet()
     logging.getLogger("absl").addFilter(self._filter)
@@ -61,32 +86,63 @@ class Checkpoints:
     self._manager = ocp.CheckpointManager(self._directory, options=options)
     return self
 
-  def __exit__(self, *unused) -> None:
-    self._manager.close()
-    logging.getLogger("absl").removeFilter(self._filter)
+  def __exit__(self, kind, *unused) -> None:
+    try:
+      with self._writing():
+        self._manager.close()
+    except OSError:
+      # One that is on its way out says more.
+      if kind is None:
+        raise
+    finally:
+      logging.getLogger("absl").removeFilter(self._filter)
 
-  def latest(self) -> int | None:
-    """The step of the newest checkpoint, or None."""
-    return self._manager.latest_step()
+  def newest(self) -> int | None:
+    """The step of the newest checkpoint, or None; it may still be written."""
+    return self._newest
 
   def save(self, step: int, state: Any) -> None:
     """Starts to write a checkpoint, unless that step has one.
 
     The arrays are copied before this returns, so the state may be donated.
+
+    Raises:
+      OSError: If the one before could not be written.
     """
-    if self.latest() == step:
+    if self._newest == step:
       return
     self.wait()
-    self._saving = step
+    self._before, self._saving = self._newest, step
     args = ocp.args.Composite(
       state=ocp.args.StandardSave(state),
       arrays=ocp.args.JsonSave(program.leaves_by_path(state)),
     )
-    self._manager.save(step, args=args)
+    with self._writing():
+      self._newest = step
+      self._manager.save(step, args=args)
 
   def wait(self) -> None:
-    """Blocks until the last save is on disk."""
-    self._manager.wait_until_finished()
+    """Blocks until the last save is on disk.
+
+    Raises:
+      OSError: If it could not be written; the one before is kept.
+    """
+    with self._writing():
+      self._manager.wait_until_finished()
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    try:
+      yield
+    except Exception as error:
+      # A full disk surfaces as many types of error, some pages long.
+      step, self._newest = self._saving, self._before
+      left = "no other" if self._newest is None else f"that of {self._newest}"
+      raise OSError(
+        f"the checkpoint of step {step} could not be written to "
+        f"{self._directory} ({_last_line(error)}); there is {left}. Make room "
+        "and run the same command again."
+      ) from error
 
   def restore(self, step: int, abstract: Any, shardings: Any) -> Any:
     """Reads a checkpoint onto a mesh, which need not be the one it came from.
@@ -94,7 +150,7 @@ class Checkpoints:
     Nothing is deleted or replaced, whatever is found.
 
     Args:
-      step: One that `latest` named.
+      step: The one that `newest` named.
       abstract: Shapes and dtypes that the program needs.
       shardings: Where each array goes.
 
@@ -102,29 +158,15 @@ class Checkpoints:
       ValueError: If the checkpoint was written by another program (its
         shapes or dtypes differ), or if it is damaged.
     """
-    folder = self._directory / str(step)
     try:
-      _check_files(folder)
       self._check_arrays(step, abstract)
       target = sharding.abstract(abstract, shardings)
       return self._read(step, state=ocp.args.StandardRestore(target))["state"]
     except _DamagedError as error:
-      older = [s for s in self._manager.all_steps() if s < step]
       raise ValueError(
-        f"checkpoint {folder} is damaged ({error}); {self._advice(older)}."
+        f"checkpoint {self._directory / str(step)} cannot be read ({error}); "
+        "move that folder away and run again to continue from an older one."
       ) from error
-
-  def _advice(self, older: list[int]) -> str:
-    for step in sorted(older, reverse=True):
-      try:
-        _check_files(self._directory / str(step))
-      except _DamagedError:
-        continue
-      return (
-        "move that folder away and run again to continue from step "
-        f"{step}, whose checkpoint is intact"
-      )
-    return "no older one is intact; choose a new workdir to start again"
 
   def _check_arrays(self, step: int, abstract: Any) -> None:
     stored = self._read(step, arrays=ocp.args.JsonRestore())["arrays"]
@@ -210,8 +252,60 @@ def load_params(
     ) from error
 
 
+def _last_line(error: Exception) -> str:
+  """The end of what an error says, where TensorStore puts the cause."""
+  text = (str(error).strip() or type(error).__name__).splitlines()[-1]
+  return text if len(text) <= 200 else f"... {text[-200:]}"
+
+
 class _DamagedError(Exception):
   """A checkpoint whose files are not those that were written."""
+
+
+def _sort_out(directory: pathlib.Path) -> tuple[int | None, dict[int, str]]:
+  """The newest step that is intact, and what is wrong with newer ones."""
+  steps: list[int] = []
+  if directory.is_dir():
+    names = [path.name for path in directory.iterdir()]
+    steps = sorted((int(n) for n in names if n.isdecimal()), reverse=True)
+  damaged: dict[int, str] = {}
+  for step in steps:
+    try:
+      _check_files(directory / str(step))
+      return step, damaged
+    except _DamagedError as error:
+      damaged[step] = str(error)
+  if damaged:
+    found = "; ".join(f"{step}: {text}" for step, text in damaged.items())
+    raise ValueError(
+      f"no checkpoint in {directory} is intact ({found}); choose a new workdir "
+      "to start again."
+    )
+  return None, {}
+
+
+def _set_aside(directory: pathlib.Path, damaged: Iterable[int]) -> None:
+  """Moves folders where neither Orbax nor a later run looks for them."""
+  if not damaged:
+    return
+  _meet("checked")
+  if not jax.process_index():
+    place = directory.parent / ASIDE
+    place.mkdir(exist_ok=True)
+    for step in damaged:
+      # The same step may have been damaged before.
+      names = (place / f"{step}_{i}" for i in itertools.count())
+      (directory / str(step)).rename(next(n for n in names if not n.exists()))
+  _meet("moved")
+
+
+def _meet(name: str) -> None:
+  """Has all processes wait for one another."""
+  if jax.process_count() > 1:
+    # Heavy and needed by pods alone.
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices(name)
 
 
 def _check_files(folder: pathlib.Path) -> None:

@@ -143,7 +143,7 @@ class _Run:
       checkpoint_lib.Checkpoints(directory) as self.checkpoints,
       stop_lib.Stop() as self.stop,
     ):
-      step = self.checkpoints.latest() or 0
+      step = self.checkpoints.newest() or 0
       if step:
         state = program_lib.restore(self.program, self.checkpoints, step)
       else:
@@ -218,7 +218,7 @@ class _Run:
         f"step must advance state.step by one, found {count} after {step} "
         "steps; use training.apply_gradients or add one yourself."
       )
-    values = records_lib.finite(step, fetched)
+    values = records_lib.finite(step, fetched, self.checkpoints.newest())
     if "tokens" in values:
       values["tokens_per_second"] = self.rate(step, values["tokens"])
     self.records.write(step, values, self.seconds())
@@ -245,12 +245,10 @@ class _Run:
   def save(self, state: TrainState, step: int, metrics: dict[str, Any]):
     """Saves, if everything is finite: a checkpoint never holds a NaN."""
     good, fetched = jax.device_get((self.program.all_finite(state), metrics))
-    records_lib.finite(step, fetched)
+    kept = self.checkpoints.newest()
+    records_lib.finite(step, fetched, kept)
     if not good:
-      raise records_lib.NonFiniteError(
-        f"params are not finite at step {step}; the last checkpoint, from "
-        "before, is kept."
-      )
+      raise records_lib.non_finite("params are not finite", step, kept)
     self.checkpoints.save(step, state._replace(frozen=None))
 
   def leave(self, step: int) -> None:

@@ -76,8 +76,15 @@ def read_history(
   return history
 
 
-def finite(step: int, metrics: Mapping[str, Any]) -> dict[str, int | float]:
+def finite(
+  step: int, metrics: Mapping[str, Any], kept: int | None
+) -> dict[str, int | float]:
   """Fetched metrics as Python numbers.
+
+  Args:
+    step: When they were taken.
+    metrics: By name.
+    kept: The step of the newest checkpoint, for the error.
 
   Raises:
     NonFiniteError: If one is infinite or not a number.
@@ -85,11 +92,19 @@ def finite(step: int, metrics: Mapping[str, Any]) -> dict[str, int | float]:
   values = {name: np.asarray(value).item() for name, value in metrics.items()}
   for name, value in values.items():
     if not math.isfinite(value):
-      raise NonFiniteError(
-        f"metric {name} is {value} at step {step}; the last checkpoint, from "
-        "before, is kept."
-      )
+      raise non_finite(f"metric {name} is {value}", step, kept)
   return values
+
+
+def non_finite(what: str, step: int, kept: int | None) -> NonFiniteError:
+  """The error to raise, with what is left and how to see it again."""
+  start = "the start" if kept is None else f"the checkpoint of step {kept}"
+  left = "" if kept is None else ", which is kept"
+  return NonFiniteError(
+    f"{what} at step {step}. The same command goes on from {start}{left}, and "
+    "fails there again; with JAX_DEBUG_NANS=1 in the environment it ends at "
+    "the operation that made the first NaN (JAX_DEBUG_INFS=1: infinity)."
+  )
 
 
 def measurements(values: Any) -> dict[str, dict[str, Any]]:

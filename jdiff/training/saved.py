@@ -173,7 +173,7 @@ def _open(workdir, make: Build | None, mesh: Mesh):
   if not directory.is_dir():
     raise ValueError(f"{workdir} holds no checkpoint yet; train it first.")
   with checkpoint_lib.Checkpoints(directory, read_only=True) as checkpoints:
-    step = checkpoints.latest()
+    step = checkpoints.newest()
     if step is None:
       raise ValueError(f"{workdir} holds no checkpoint yet; train it first.")
     # The average looks at nothing that is frozen, which may be large or gone.

@@ -54,12 +54,12 @@ def test_round_trip_onto_other_meshes(tmp_path, data, fsdp):
   abstract, shardings = make(mesh_of(4, 2))
   state = jax.jit(init, out_shardings=shardings)(jax.random.key(3))
   with checkpoint.Checkpoints(tmp_path) as saved:
-    assert saved.latest() is None
+    assert saved.newest() is None
     saved.save(7, state)
     saved.wait()
   abstract, shardings = make(mesh_of(data, fsdp))
   with checkpoint.Checkpoints(tmp_path) as saved:
-    assert saved.latest() == 7
+    assert saved.newest() == 7
     again = saved.restore(7, abstract, shardings)
   assert_equal(state, again)
   spec = again.params["w"].sharding.spec
@@ -151,41 +151,52 @@ def empty(folder):
 def test_damage_is_reported_and_nothing_is_lost(tmp_path, damage):
   abstract, shardings = make(mesh_of(1, 1))
   state = jax.jit(init, out_shardings=shardings)(jax.random.key(3))
-  with checkpoint.Checkpoints(tmp_path) as saved:
+  directory = tmp_path / "checkpoints"
+  with checkpoint.Checkpoints(directory) as saved:
     saved.save(10, state)
     saved.save(20, state)
-  damage(tmp_path / "20")
+  damage(directory / "20")
   before = sorted(tmp_path.rglob("*"))
-  with checkpoint.Checkpoints(tmp_path) as saved:
-    assert saved.latest() == 20
-    with pytest.raises(ValueError) as info:
-      saved.restore(20, abstract, shardings)
-    text = str(info.value)
-    assert f"checkpoint {tmp_path / '20'} is damaged" in text
-    assert "move that folder away" in text and "from step 10" in text
-    assert "\n" not in text
-    assert_equal(state, saved.restore(10, abstract, shardings))
+  text = f"checkpoint {directory / '20'} is damaged .*; step 10 is used"
+  with pytest.warns(UserWarning, match=text):
+    with checkpoint.Checkpoints(directory, read_only=True) as saved:
+      assert saved.newest() == 10
+      assert_equal(state, saved.restore(10, abstract, shardings))
   assert sorted(tmp_path.rglob("*")) == before
+  for i in range(2):
+    with pytest.warns(UserWarning, match=text):
+      with checkpoint.Checkpoints(directory) as saved:
+        assert saved.newest() == 10
+        assert_equal(state, saved.restore(10, abstract, shardings))
+        saved.save(20, state)
+    assert (tmp_path / checkpoint.ASIDE / f"20_{i}").is_dir()
+    if not i:
+      damage(directory / "20")
+  with checkpoint.Checkpoints(directory) as saved:
+    assert saved.newest() == 20
 
 
 def test_damage_without_an_older_checkpoint(tmp_path):
-  abstract, shardings = make(mesh_of(1, 1))
-  with checkpoint.Checkpoints(tmp_path) as saved:
+  directory = tmp_path / "checkpoints"
+  with checkpoint.Checkpoints(directory) as saved:
     saved.save(10, jax.jit(init)(jax.random.key(3)))
-  truncate(tmp_path / "10")
-  with checkpoint.Checkpoints(tmp_path) as saved:
-    with pytest.raises(ValueError, match="no older one is intact"):
-      saved.restore(10, abstract, shardings)
+  truncate(directory / "10")
+  before = sorted(tmp_path.rglob("*"))
+  for read_only in (False, True):
+    with pytest.raises(ValueError, match="no checkpoint in .* is intact"):
+      checkpoint.Checkpoints(directory, read_only=read_only).__enter__()
+  assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_the_advice_after_damage_works(tmp_path):
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path):
   whole, hurt = tmp_path / "whole", tmp_path / "hurt"
   for workdir in (whole, hurt):
     results.run(toy.build(toy.CONFIG), toy.CONFIG, workdir)
   (hurt / "report.json").unlink()
   truncate(hurt / "checkpoints" / "30")
-  with pytest.raises(ValueError, match="continue from step 24"):
+  with pytest.warns(UserWarning, match="step 24 is used"):
+    training.load(hurt)
+  with pytest.warns(UserWarning, match="moved to damaged; step 24 is used"):
     results.run(toy.build(toy.CONFIG), toy.CONFIG, hurt)
-  (hurt / "checkpoints" / "30").rename(tmp_path / "away")
-  results.run(toy.build(toy.CONFIG), toy.CONFIG, hurt)
+  assert (hurt / "damaged" / "30_0").is_dir()
   results.assert_same_run(whole, hurt)

@@ -169,11 +169,20 @@ def test_nan_aborts_and_keeps_the_last_good_checkpoint(tmp_path):
   # Step 8 poisons the parameters, but its loss was still finite: the next
   # log step (10) sees a NaN loss, the next save would be at 12.
   config = toy.config(nan_step=8)
-  with pytest.raises(training.NonFiniteError, match="loss is nan at step 10"):
-    results.run(toy.build(config), config, tmp_path)
+  for _ in range(2):  # Seen again, as the error says.
+    with pytest.raises(training.NonFiniteError) as info:
+      results.run(toy.build(config), config, tmp_path)
+    assert "metric loss is nan at step 10" in str(info.value)
+    assert "goes on from the checkpoint of step 6" in str(info.value)
   assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["6"]
   _, params, _ = training.load(tmp_path)
   assert np.all(np.isfinite(params["w"]))
+
+
+def test_the_first_nan_is_found_where_the_error_says(tmp_path):
+  config = toy.config(nan_step=8)
+  with jax.debug_nans(True), pytest.raises(FloatingPointError, match="(nan)"):
+    results.run(toy.build(config), config, tmp_path)
 
 
 def test_nan_parameters_are_never_saved(tmp_path):
