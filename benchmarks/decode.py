@@ -96,11 +96,13 @@ def main():
   for name, (seconds, compiling) in times.items():
     decoded = runs[name]()
     agree = jnp.mean(decoded.samples[:, PROMPT:] == want)
+    ratio = times[baseline][0] / seconds
+    timing.keep(f"canvas {LENGTH}, batch {BATCH}", name, ratio, baseline)
     print(
       f"{name:{width}}  {np.mean(decoded.nfe):5.0f}  "
       f"{np.mean(decoded.num_token_forwards):9.0f}  {seconds:7.2f}  "
       f"{BATCH * (LENGTH - PROMPT) / seconds:8.0f}  "
-      f"{times[baseline][0] / seconds:6.2f}  {agree:5.2f}  {compiling:9.1f}",
+      f"{ratio:6.2f}  {agree:5.2f}  {compiling:9.1f}",
       flush=True,
     )
 

@@ -92,6 +92,9 @@ def errors(length):
       rmse = np.sqrt(np.mean((values - want) ** 2))
       if name == BASELINE:
         baseline = rmse
+      timing.keep(
+        f"RMSE, L {length}, NFE {nfe}", name, baseline / rmse, BASELINE
+      )
       print(
         f"{name:22}{rmse:8.2f}{values.mean() - want:+10.3f}"
         f"{values.std():9.2f}{baseline / rmse:9.2f}",

@@ -85,6 +85,10 @@ def throughput():
       f"{1e3 * times[name]:.1f} ({times['dense'] / times[name]:.2f})"
       for name in names
     ]
+    size = f"B {rows}, M {num_points}, D {dim}"
+    for name in names[1:]:
+      ratio = times["dense"] / times[name]
+      timing.keep(f"best point, {size}", name, ratio, "dense")
     print(
       f"{f'{rows}, {num_points}, {dim}':>20}"
       + "".join(f"{cell:>22}" for cell in cells),

@@ -78,6 +78,8 @@ def steps():
         _, summary = runs[name]()
         violation = float(summary.max["eq_residual"].max())
         micro = 1e6 * seconds / num_steps / num_chains
+        title = f"step, d {dim}, {num - num_ineq} + {num_ineq} constraints"
+        timing.keep(title, name, base / seconds, next(iter(times)))
         print(
           f"  {name:18s} {micro:9.1f} us  ratio {base / seconds:6.2f}  "
           f"max |h| {violation:.1e}  compile {compiling:.1f} s",

@@ -303,6 +303,7 @@ def main():
   for name, (turns, first) in times.items():
     seconds = statistics.median(turns)
     agree = np.mean(decoded[name] == decoded[baseline])
+    timing.keep("tokens a second", name, against / seconds, baseline)
     peer = decoded.get(PEERS.get(name))
     same = "" if peer is None else f"{np.mean(decoded[name] == peer):.2f}"
     compiling = f"{first - seconds:.1f}" if name in PEERS else ""

@@ -300,12 +300,14 @@ def table(title, logits_fn, params, num_roots, engines):
   for name, (seconds, compiling) in times.items():
     assert found[name].rewards.size == calls
     best = found[name].rewards.max(axis=1)
+    ratio = times[BASELINE][0] / seconds
+    timing.keep(f"{title}, {num_roots} roots", name, ratio, BASELINE)
     quality = f"{best.mean():.3f}"
     if num_roots > 1:
       quality += f" +- {best.std(ddof=1) / num_roots**0.5:.3f}"
     print(
       f"{name:7}  {1e3 * seconds:8.1f}  {calls / seconds:10.0f}  "
-      f"{times[BASELINE][0] / seconds:6.3f}  {compiling:9.2f}  "
+      f"{ratio:6.3f}  {compiling:9.2f}  "
       f"{quality:>15}  {(best == 1).mean():5.2f}",
       flush=True,
     )

@@ -302,6 +302,9 @@ def table(problem, rows, baseline):
     goal = f"{row.goal:.4f}" if row.goal else ""
     # It is for small deviations, as of Gaussians.
     tv = f"{0.4 * max(row.error, 0) ** 0.5:.3f}" if row.error < 1 else ""
+    size = f"{others + 1} points"
+    timing.keep(f"CPU time, {size}", row.name, base.cpu / row.cpu, baseline)
+    timing.keep(f"error, {size}", row.name, base.error / row.error, baseline)
     print(
       f"{row.name:{width}}  {row.num_samples:7d}  {row.cpu:6.2f}  "
       f"{row.wall:6.2f}  {row.error:7.4f}  {floor:>6}  {goal:>6}  {tv:>5}  "

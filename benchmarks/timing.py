@@ -1,11 +1,22 @@
 """Timing side by side: what every benchmark prints its numbers with."""
 
+import json
 import math
+import os
 import time
 
 import jax
 
 ROUNDS = 5
+KEEP = "JDIFF_RATIOS"
+"""Names a file that gets a line for each ratio; `run_all` sets it."""
+
+
+def keep(title, row, ratio, baseline):
+  """Notes a ratio that a table prints, for the table of all of them."""
+  if KEEP in os.environ:
+    with open(os.environ[KEEP], "a") as file:
+      file.write(json.dumps([title, row, float(ratio), baseline]) + "\n")
 
 
 def where():
@@ -64,6 +75,7 @@ def race(title, runs, nfe, batch):
   )
   for name, (seconds, compiling) in times.items():
     ratio = times[baseline][0] / seconds
+    keep(f"{title}, batch {batch}", name, ratio, baseline)
     print(
       f"{name:{width}}  {nfe[name]:4d}  {1e3 * seconds:9.2f}  "
       f"{batch / seconds:10.0f}  {ratio:7.3f}  {compiling:9.2f}",

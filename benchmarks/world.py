@@ -78,6 +78,9 @@ def cache(runs):
   for window in (16, 64, 256):
     times = {k: v[0] for k, v in timing.measure(_cache_runs(window)).items()}
     every, once, cached = (1e3 * times[k] for k in ("every", "once", "cached"))
+    title = f"one frame, window {window}"
+    timing.keep(title, "ring", every / cached, "encoded at each evaluation")
+    timing.keep(title, "ring", once / cached, "encoded once a frame")
     print(
       f"{window:3d}  {every:19.2f}  {once:15.2f}  {cached:9.2f}  "
       f"{every / cached:.2f}, {once / cached:.2f}",
