@@ -14,8 +14,6 @@ from jdiff.core import checks
 
 NUM_CELLS = 16
 OPERATIONS = "+-*"
-NUM_FORMS = 54
-"""3! orders of the numbers times 3 * 3 operations."""
 
 
 @functools.cache

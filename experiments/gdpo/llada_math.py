@@ -1,19 +1,12 @@
-"""GDPO on MATH in text; see `experiments/masked_lm/llada.py`.
+r"""GDPO on MATH in text; variants: `experiments/masked_lm/llada.py`.
 
-  python -m experiments.main \
-      --config=experiments/gdpo/llada_math.py:VARIANT --workdir=W
-
-| variant | what |
-|---|---|
-| smoke, tiny | a network of bytes with random weights: the parts, no result |
-| cpu | such a network, trained first |
-| paper | LLaDA-8B, near the released settings, 8 H100; compiled, not run |
-| pod, v5e_64, v5p_16, h100_8 | LLaDA-8B, ours; compiled, not run |
+python -m experiments.main \
+  --config=experiments/gdpo/llada_math.py:VARIANT --workdir=W
 """
 
 from experiments.masked_lm import defaults, llada
 
 
 def get_config(variant: str = "tiny"):
-  """The config of one variant; see the module's table."""
+  """The config of one variant; see `llada`."""
   return llada.get_config("math", variant, defaults.gdpo)

@@ -1,9 +1,14 @@
 """LLaDA-class models on questions in text: variants that GDPO and DMPO share.
 
-`tiny` and `smoke` are networks of bytes with random weights on made-up
-questions: the code of the large ones in seconds. `cpu` trains such a network
-first. The others are LLaDA-8B with adapters, 16 prompts and 16 completions of
-each a step, 256 tokens behind a prompt of 256. They read
+| variant | what |
+|---|---|
+| smoke, tiny | a network of bytes with random weights: the parts, no result |
+| cpu | such a network, trained first |
+| paper | LLaDA-8B, near the released settings, 8 H100; compiled, not run |
+| pod, v5e_64, v5p_16, h100_8 | LLaDA-8B, ours; compiled, not run |
+
+Small ones ask made-up questions. The others have adapters, 16 prompts and 16
+completions of each a step, 256 tokens behind a prompt of 256. They read
 
   llada/            a released checkpoint (`base.checkpoint`: its safetensors,
                     or what `experiments.masked_lm.convert` makes of them) with
