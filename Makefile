@@ -19,7 +19,7 @@ CONSTRAINTS := constraints/$(if $(filter 3.11,$(VERSION)),py311,py312).txt
 STAMP := $(VENV)/.made-$(or $(VERSION),unknown)
 RUN := $(VENV)/bin/python
 
-.PHONY: venv demo test test-quick test-thorough test-faults lint
+.PHONY: venv demo test test-quick test-thorough test-faults lint docs notebooks
 venv: $(STAMP)
 
 demo: venv
@@ -47,6 +47,15 @@ lint: venv
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy jdiff
+
+# Into build/docs. Warnings are errors, all of them shown.
+docs: venv
+	@JAX_PLATFORMS=cpu $(RUN) -m sphinx -q -E -W --keep-going -b html \
+	  docs build/docs
+
+# Each one once, shortened: from the root, as a reader runs it.
+notebooks: venv
+	@$(RUN) -m pytest -n 2 -m "" -k root tests/test_notebooks.py $(TESTFLAGS)
 
 $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@"$(PYTHON)" -c "$(NEW_ENOUGH)" 2>/dev/null || { \

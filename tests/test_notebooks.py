@@ -11,18 +11,6 @@ from tests import helpers
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-# Of these the smoke runs that they show are tests of their own as well.
-LONG = (
-  "alignflow_pairs",
-  "collapse",
-  "llada",
-  "masked_lm_rewards",
-  "memorization",
-  "olla_constraints",
-  "pdns",
-  "tr2d2",
-  "world",
-)
 ESTIMATE = re.compile(r"([-+]?[\d.]+) \+- ([\d.]+), exact ([-+]?[\d.]+)")
 
 
@@ -50,26 +38,16 @@ def test_there_are_notebooks():
   assert NOTEBOOKS
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-  "folder", [".", pytest.param("notebooks", marks=pytest.mark.thorough)]
-)
-@pytest.mark.parametrize(
-  "path",
-  [
-    pytest.param(
-      path,
-      id=path.stem,
-      marks=pytest.mark.thorough if path.stem in LONG else (),
-    )
-    for path in NOTEBOOKS
-  ],
-)
+# `make notebooks` runs them from the root; starting kernels is no part of the
+# suite, whose tests run the same experiments.
+@pytest.mark.thorough
+@pytest.mark.parametrize("folder", [".", "notebooks"], ids=["root", "inside"])
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs_and_ends_near_the_exact_answer(
   path, folder, tmp_path, monkeypatch
 ):
   # Exact values are beside estimates however little was learnt.
-  monkeypatch.setenv("JDIFF_NOTEBOOK_STEPS", "30")
+  monkeypatch.setenv("JDIFF_NOTEBOOK_STEPS", "20")
   # The kernel gets one device, as its reader has, not the suite's eight; and
   # only its own sys.path edits, not ours.
   monkeypatch.setenv("XLA_FLAGS", helpers.one_device_flags())

@@ -32,16 +32,17 @@ class State(NamedTuple):
 class Status(enum.IntEnum):
   """How a chain stands; the largest that applies is reported.
 
-  OK: on the set, up to the noise of a step.
-  LANDING: further from the set than the noise of a step, `sqrt(2 dt d)`: a far
-    start, or a step size too large for the curvature. Samplers that reject what
-    breaks an inequality report a point that breaks one.
-  DEPENDENT: the active constraints are dependent (LICQ fails); the step was
-    made with a damped Gram matrix.
-  NOT_CONVERGED: an inner projection did not converge; the chain stayed.
-  NOT_FINITE: the potential, a constraint or a gradient is not finite; the
-    chain stayed. OLLA steps outside inequalities, where a potential may be
-    undefined: it then lands without it, and reports this all the same.
+  Attributes:
+    OK: On the set, up to the noise of a step.
+    LANDING: Further from the set than the noise of a step, `sqrt(2 dt d)`: a
+      far start, or a step size too large for the curvature. Samplers that
+      reject what breaks an inequality report a point that breaks one.
+    DEPENDENT: The active constraints are dependent (LICQ fails); the step was
+      made with a damped Gram matrix.
+    NOT_CONVERGED: An inner projection did not converge; the chain stayed.
+    NOT_FINITE: The potential, a constraint or a gradient is not finite; the
+      chain stayed. OLLA steps outside inequalities, where a potential may be
+      undefined: it then lands without it, and reports this all the same.
   """
 
   OK = 0

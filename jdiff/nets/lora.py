@@ -72,9 +72,9 @@ def init(
     targets: Which linear maps get adapters, among `TARGETS`.
 
   Returns:
-    `{"blocks": {target: {"a": [N, in, r], "b": [N, r, out]}}}`, float32, for
-    `N` layers; heads have two axes. `A` is uniform within `1 / sqrt(in)`, as
-    in the PEFT library; the paper has a Gaussian.
+    A dict `"blocks"` of targets, each with `"a"` `[N, in, r]` and `"b"`
+    `[N, r, out]`, float32, for `N` layers; heads have two axes. `A` is uniform
+    within `1 / sqrt(in)`, as in the PEFT library; the paper has a Gaussian.
 
   Raises:
     ValueError: If a target is unknown or not in the network.

@@ -17,8 +17,8 @@ class GaussianSchedule(NamedTuple):
   """A Gaussian corruption law, elementwise in `t`.
 
   Attributes:
-    alpha: `t -> ` weight of the data, falling from 1 at `t = 0`.
-    sigma: `t -> ` standard deviation of the noise, rising from near 0.
+    alpha: Of `t`, the weight of the data, falling from 1 at `t = 0`.
+    sigma: Of `t`, the standard deviation of the noise, rising from near 0.
     variance: `t -> sigma^2`, where its slope is finite though that of `sigma`
       is not (`vp` at `t = 0`); None squares `sigma`.
   """

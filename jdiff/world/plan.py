@@ -15,7 +15,7 @@ from jdiff.core.types import Params
 from jdiff.world.rollout import World, WorldState
 
 ReturnFn = Callable[..., jax.Array]
-"""`(frames: Frame [T]) -> scalar`: what a path in imagination is worth."""
+"""What a path in imagination is worth, `(frames [T]) -> scalar`."""
 
 
 class Plan(NamedTuple):
@@ -87,8 +87,7 @@ def shoot(
     raise ValueError(
       f"num_elites must be at most num_samples={num_samples}, got {num_elites}."
     )
-  if not 0 <= smoothing <= 1:
-    raise ValueError(f"smoothing must lie in [0, 1], got {smoothing}.")
+  checks.check_range("smoothing", smoothing, 0, 1)
   key_actions, key_world = jax.random.split(key)
 
   def worth(actions):
@@ -147,8 +146,7 @@ def recurrent_fn(
   Returns:
     `(params, key, action [B], states) -> (output, states)`.
   """
-  if not 0 < discount <= 1:
-    raise ValueError(f"discount must lie in (0, 1], got {discount}.")
+  checks.check_range("discount", discount, 0, 1, ends="(]")
   checks.check_int("num_actions", num_actions)
 
   def step(params, key, action, state, memory):
