@@ -1,7 +1,8 @@
 r"""The entry point of every experiment.
 
 python -m experiments.main --config=experiments/mdns/ising.py:smoke \
-  --workdir=W [--mode=train|eval|sample] [--seeds=0,1,2] [--config.seed=3]
+  --workdir=W [--mode=train|eval|sample] [--seeds=0,1,2] [--config.seed=3] \
+  [--distributed=auto|on|off]
 
 python -m experiments.main --config=experiments/mdns/ising.py:pod \
   --plan=v5e:4x4
@@ -18,6 +19,19 @@ from jdiff import training
 from jdiff.training import plan
 
 _MODES = ["train", "eval", "sample"]
+
+
+class _Joining(flags.EnumParser):
+  """The values of --distributed."""
+
+  def __init__(self):
+    super().__init__(["auto", "on", "off"])
+
+  def parse(self, argument: str) -> str:
+    """One of the three; absl says true and false for flags without a value."""
+    return super().parse({"true": "on", "false": "off"}.get(argument, argument))
+
+
 config_flags.DEFINE_config_file("config", None, "<file>.py:<variant>.")
 flags.DEFINE_string("workdir", None, "Where the run lives.")
 flags.DEFINE_string(
@@ -30,7 +44,16 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_list("seeds", None, "Run each of these in <workdir>/seed_<n>.")
 flags.DEFINE_integer("num_samples", 64, "Draws, for --mode=sample.")
-flags.DEFINE_bool("distributed", False, "Join the processes of a cluster.")
+flags.DEFINE_flag(
+  flags.Flag(
+    _Joining(),
+    flags.ArgumentSerializer(),
+    "distributed",
+    "auto",
+    "Join the processes of a cluster: auto (if there are several), on, off.",
+    boolean=True,  # --distributed and --nodistributed.
+  )
+)
 flags.DEFINE_bool("debug", False, "Show tracebacks.")
 FLAGS = flags.FLAGS
 
@@ -49,18 +72,21 @@ def main(argv: list[str]) -> None:
     return
   if workdir is None:
     raise ValueError("--workdir=W is needed, where the run lives.")
-  if FLAGS.distributed:
-    jax.distributed.initialize()
+  training.join(FLAGS.distributed)
   if FLAGS.mode != "train":
     if FLAGS.seeds is not None:
       raise ValueError("--seeds trains; name one <workdir>/seed_<n> instead.")
+    build = None
     if config is not None:
       training.check_same_config(workdir, config)
+      # The user has named its module, and not the file alone.
+      build = training.build
     if FLAGS.mode == "eval":
-      training.evaluate(workdir)
+      training.evaluate(workdir, build=build)
     else:
-      samples = training.sample(workdir, FLAGS.num_samples)
-      print(f"{workdir}/samples.npy: {samples.dtype}{list(samples.shape)}")
+      samples = training.sample(workdir, FLAGS.num_samples, build=build)
+      if not jax.process_index():
+        print(f"{workdir}/samples.npy: {samples.dtype}{list(samples.shape)}")
   elif config is None:
     raise ValueError("--config=<file>.py:<variant> is needed to train.")
   elif FLAGS.seeds is not None:
@@ -95,10 +121,11 @@ def guarded(argv: list[str]) -> None:
   try:
     main(argv)
   except (*USER_ERRORS, *RUN_ERRORS) as error:
+    code = 2 if isinstance(error, USER_ERRORS) else 1
+    training.leave(code)
     if "--debug" in argv:
       raise
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    code = 2 if isinstance(error, USER_ERRORS) else 1
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     raise SystemExit(code) from error
 
 

@@ -6,7 +6,6 @@ is the real rows and then the samples of each generation: any training set can
 be put together from files alone.
 """
 
-import json
 import os
 import pathlib
 from typing import Any
@@ -15,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdiff.core import checks
+from jdiff import training
+from jdiff.core import checks, files
 from jdiff.methods import collapse
 from jdiff.training import records
 from jdiff.training import workdir as workdir_lib
@@ -63,7 +63,7 @@ def extend(
 ) -> collapse.State | None:
   """The state after the step that was written; None if there is none."""
   path = directory / GENERATION
-  if not path.exists():
+  if not training.agree(path.exists):
     return None
   stored = _read(path)
   samples, generation = stored["samples"], len(state.indices)
@@ -104,7 +104,9 @@ def training_set(
 def measures(directory: pathlib.Path) -> dict[str, Any] | None:
   """What was measured of a generation; None if it was not."""
   path = directory / MEASURES
-  return json.loads(path.read_text()) if path.exists() else None
+  return training.agree(
+    lambda: files.read_json(path) if path.exists() else None
+  )
 
 
 def keep_measures(
@@ -128,5 +130,4 @@ def _write(path: pathlib.Path, **arrays) -> None:
 
 
 def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
-  with np.load(path) as archive:
-    return {name: archive[name] for name in archive.files}
+  return files.load_arrays(path)

@@ -9,6 +9,7 @@ import numpy as np
 from scipy import optimize, special
 from scipy.spatial import distance
 
+from jdiff import training
 from jdiff.core import checks
 
 
@@ -17,7 +18,7 @@ def mean(values, exact: float | None = None) -> dict[str, float | None]:
 
   In the form that `evaluate` answers.
   """
-  values = np.asarray(values, np.float64)
+  values = np.asarray(training.fetch(values), np.float64)
   return {
     "value": float(values.mean()),
     "se": float(values.std() / len(values) ** 0.5),
@@ -25,6 +26,8 @@ def mean(values, exact: float | None = None) -> dict[str, float | None]:
   }
 
 
+# Both are a hundred programs where they are not one.
+@jax.jit
 def ess(values):
   """Effective sample size of `[C, K]` values of C chains."""
   # A second and a half to import, needed by chains alone.
@@ -33,6 +36,7 @@ def ess(values):
   return diagnostics.effective_sample_size(values)
 
 
+@jax.jit
 def r_hat(values):
   """Potential scale reduction of `[C, K]` values of C chains; 1 is mixed."""
   from blackjax import diagnostics

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import pathlib
-import tempfile
 from typing import Any
 
 import jax
@@ -139,7 +138,7 @@ def train(config, corpus: corpora.Corpus, *, progress: bool = True) -> Any:
     base.seed, base.variant = config.seed, "base"
   base.lock()
   experiment = base_lib.build(base, corpus)
-  with tempfile.TemporaryDirectory() as nowhere:
+  with training.scratch() as nowhere:
     training.run(experiment, base, workdir or nowhere, progress=progress)
     _, params, _ = training.load(workdir or nowhere)
     return jax.device_get(params)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from experiments.common import fields as fields_lib
 from experiments.common import metrics as metrics_lib
 from experiments.common import plots
 from experiments.world import autoencoding, envs, experiment, report
@@ -37,6 +38,7 @@ def build(config: ml_collections.ConfigDict) -> training.Study:
     ValueError: If a field's value is unknown or does not fit the others.
     ImportError: If the environment's package is not installed.
   """
+  fields_lib.check(config)
   env = parts_lib.env(config.env)
   # What does not fit must be known before the first stage is trained.
   autoencoding.build(stage(config, "tokenizer"))
@@ -201,8 +203,8 @@ class Evaluator(report.Evaluator):
     return autoencoding.as_floats(self._frames[:, first:last])
 
   def _imagine(self, params, key, rows):
-    tokens = self._rollouts(params, key, rows, is_on=True).tokens
-    return self.show(tokens)
+    rollout = self._rollouts(params, key, rows, is_on=True)
+    return self.show(training.fetch(rollout.tokens))
 
 
 def _after(rows, actions, prefix):

@@ -1,8 +1,9 @@
-"""Weights, keys, buffers, Pareto fronts, order laws, rewards, shared types."""
+"""Weights, keys, buffers, Pareto fronts, order laws, rewards, files, types."""
 
 from jdiff.core import (
   checks,
   ema,
+  files,
   keys,
   orders,
   pareto,
@@ -15,6 +16,7 @@ from jdiff.core import (
 __all__ = [
   "checks",
   "ema",
+  "files",
   "keys",
   "orders",
   "pareto",

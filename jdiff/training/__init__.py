@@ -3,6 +3,7 @@
 from jdiff.training.checkpoint import load_params, save_params
 from jdiff.training.experiment import Experiment, Frozen, Study
 from jdiff.training.loop import run
+from jdiff.training.processes import agree, join, leave, scratch
 from jdiff.training.program import compile_experiment
 from jdiff.training.records import NonFiniteError
 from jdiff.training.saved import build, evaluate, load, sample, stand_in
@@ -29,6 +30,7 @@ __all__ = [
   "NonFiniteError",
   "Study",
   "TrainState",
+  "agree",
   "apply_gradients",
   "build",
   "check_same_config",
@@ -38,6 +40,8 @@ __all__ = [
   "evaluate",
   "example_keys",
   "fetch",
+  "join",
+  "leave",
   "load",
   "load_params",
   "make_mesh",
@@ -46,6 +50,7 @@ __all__ = [
   "run_seeds",
   "sample",
   "save_params",
+  "scratch",
   "shard_batch",
   "stand_in",
   "step_key",

@@ -20,7 +20,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from jdiff.training import program, sharding
+from jdiff.core import files as files_lib
+from jdiff.training import processes, program, sharding
 
 _MANIFEST = "files.json"
 # Orbax touches these after the manifest is written; nothing depends on them.
@@ -61,7 +62,9 @@ class Checkpoints:
     self._before: int | None = None
 
   def __enter__(self) -> "Checkpoints":
-    self._newest, damaged = _sort_out(self._directory)
+    # Others may see the first process's files late.
+    self._newest, found = processes.agree(lambda: _sort_out(self._directory))
+    damaged = {int(step): reason for step, reason in found.items()}
     if not self._read_only:
       _set_aside(self._directory, damaged)
     for step, reason in damaged.items() if not jax.process_index() else ():
@@ -286,34 +289,26 @@ def _sort_out(directory: pathlib.Path) -> tuple[int | None, dict[int, str]]:
 
 def _set_aside(directory: pathlib.Path, damaged: Iterable[int]) -> None:
   """Moves folders where neither Orbax nor a later run looks for them."""
-  if not damaged:
-    return
-  _meet("checked")
-  if not jax.process_index():
+
+  def move():
     place = directory.parent / ASIDE
     place.mkdir(exist_ok=True)
     for step in damaged:
       # The same step may have been damaged before.
       names = (place / f"{step}_{i}" for i in itertools.count())
       (directory / str(step)).rename(next(n for n in names if not n.exists()))
-  _meet("moved")
 
-
-def _meet(name: str) -> None:
-  """Has all processes wait for one another."""
-  if jax.process_count() > 1:
-    # Heavy and needed by pods alone.
-    from jax.experimental import multihost_utils
-
-    multihost_utils.sync_global_devices(name)
+  if damaged:
+    processes.agree(move)
 
 
 def _check_files(folder: pathlib.Path) -> None:
   try:
-    files = json.loads((folder / _MANIFEST).read_text())
-  except (OSError, json.JSONDecodeError, UnicodeDecodeError):
+    files = files_lib.read_json(folder / _MANIFEST)
+    sizes = {name: (size, checksum) for name, (size, checksum) in files.items()}
+  except (OSError, ValueError, TypeError, AttributeError):
     raise _DamagedError(f"its {_MANIFEST} cannot be read") from None
-  for name, (size, checksum) in files.items():
+  for name, (size, checksum) in sizes.items():
     if not (folder / name).is_file():
       raise _DamagedError(f"{name} is missing")
     now = _fingerprint(folder / name)

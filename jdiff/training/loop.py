@@ -11,9 +11,9 @@ import jax
 import tqdm
 
 from jdiff.training import checkpoint as checkpoint_lib
+from jdiff.training import processes, sharding
 from jdiff.training import program as program_lib
 from jdiff.training import records as records_lib
-from jdiff.training import sharding
 from jdiff.training import stop as stop_lib
 from jdiff.training import workdir as workdir_lib
 from jdiff.training.experiment import Experiment, Study
@@ -62,7 +62,7 @@ def run(
   workdir = pathlib.Path(workdir)
   if (workdir / workdir_lib.CONFIG).exists():
     workdir_lib.check_same_config(workdir, config)
-  report = workdir_lib.read_report(workdir)
+  report = processes.agree(lambda: workdir_lib.read_report(workdir))
   if report is None or report["steps"] != config.num_steps:
     mesh = sharding.config_mesh(config.mesh)
     with workdir_lib.compile_cache(workdir), jax.set_mesh(mesh):
@@ -114,7 +114,8 @@ def draw_figures(
 def _study(study, config, workdir, progress) -> dict[str, Any]:
   """Its runs, and the report; seconds are those of this call."""
   workdir_lib.write_config(workdir, config)
-  (workdir / workdir_lib.FIGURES).mkdir(parents=True, exist_ok=True)
+  if not jax.process_index():
+    (workdir / workdir_lib.FIGURES).mkdir(parents=True, exist_ok=True)
   started = time.monotonic()
   measured = records_lib.measurements(study.run(workdir, progress))
   report = records_lib.report(

@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from jdiff.core import files
+from jdiff.training import processes
 from jdiff.training import workdir as workdir_lib
 
 
@@ -28,7 +30,7 @@ class Records:
 
   def __init__(self, workdir: str | os.PathLike, last_step: int):
     path = pathlib.Path(workdir) / workdir_lib.METRICS
-    self.history = read_history(workdir, last_step)
+    self.history = processes.agree(lambda: read_history(workdir, last_step))
     self._file = None
     if jax.process_index() == 0:
       part = path.with_suffix(".part")
@@ -65,11 +67,15 @@ def read_history(
   history: list[dict[str, Any]] = []
   if not path.exists():
     return history
-  for line in path.read_text().splitlines():
+  for line in files.read_text(path).splitlines():
     try:
       record = json.loads(line)
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
       break
+    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+      raise ValueError(
+        f"{path} must hold records with a step, got {line[:40]!r}."
+      )
     if record["step"] > last_step:
       break
     history.append(record)

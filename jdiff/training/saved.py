@@ -3,6 +3,8 @@
 import importlib
 import os
 import pathlib
+import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +21,11 @@ from jdiff.training import records as records_lib
 from jdiff.training import workdir as workdir_lib
 from jdiff.training.experiment import Experiment, Study
 
+PACKAGE = "experiments"
+"""Where a config that comes from a file finds its `build`."""
+
+_MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
+
 Build = Callable[[Any], Experiment | Study]
 
 
@@ -30,6 +37,11 @@ def build(config: Any) -> Experiment | Study:
   """
   config = workdir_lib.checked_config(config)
   name = config.experiment
+  if not _MODULE.fullmatch(name):
+    raise ValueError(
+      "config.experiment must name a module, such as "
+      f"'{PACKAGE}.mdns.experiment', got {name!r}."
+    )
   try:
     module = importlib.import_module(name)
   except ModuleNotFoundError as error:
@@ -43,7 +55,7 @@ def build(config: Any) -> Experiment | Study:
     raise ValueError(
       f"config.experiment is {name!r}, a module without build(config)."
     )
-  return module.build(config)
+  return _called(module.build, config)
 
 
 def stand_in(config: Any) -> Experiment:
@@ -58,11 +70,11 @@ def stand_in(config: Any) -> Experiment:
   """
   name = workdir_lib.checked_config(config).experiment
   try:
-    module = importlib.import_module(name)
+    module = importlib.import_module(name) if _MODULE.fullmatch(name) else None
   except ModuleNotFoundError:
     module = None
   make = getattr(module, "stand_in", None)
-  experiment = build(config) if make is None else make(config)
+  experiment = build(config) if make is None else _called(make, config)
   if not isinstance(experiment, Study):
     return experiment
   if experiment.largest is None:
@@ -154,10 +166,47 @@ def _mesh(workdir: str | os.PathLike) -> Mesh:
   return sharding.config_mesh(workdir_lib.read_config(workdir).mesh)
 
 
+def _called(make: Build, config: Any) -> Experiment | Study:
+  """`make(config)`, with one kind of error for a field that is not there."""
+  try:
+    return make(config)
+  except (AttributeError, KeyError) as error:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+      trace = trace.tb_next
+    place = "" if trace is None else trace.tb_frame.f_globals["__name__"]
+    if not place.startswith(ml_collections.__name__):
+      raise
+    said = re.findall(r"\w+", str(error).split("no attribute")[-1])
+    raise ValueError(
+      f"config lacks {said[0] if said else 'a field'}, which "
+      f"{config['experiment']} reads."
+    ) from error
+
+
+def _build_stored(config: Any) -> Experiment | Study:
+  """`build` of a config that a file holds, which is not to choose any code.
+
+  Importing a module runs it, and a folder may be somebody else's. So a file may
+  name what lies in `experiments`, or what this process has imported by itself.
+
+  Raises:
+    ValueError: If it names another module.
+  """
+  name = config.experiment
+  if not name.startswith(f"{PACKAGE}.") and name not in sys.modules:
+    raise ValueError(
+      f"config.experiment is {name!r}, and a config of a workdir may name "
+      f"modules of {PACKAGE} alone, or imported ones; import it first, or pass "
+      "build=."
+    )
+  return build(config)
+
+
 def _open(workdir, make: Build | None, mesh: Mesh):
   """`(experiment, config, params, step)` of the newest checkpoint."""
   config = workdir_lib.read_config(workdir)
-  experiment = (build if make is None else make)(config)
+  experiment = (_build_stored if make is None else make)(config)
   if isinstance(experiment, Study):
     runs = sorted(
       str(path.parent.relative_to(workdir))

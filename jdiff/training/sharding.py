@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -154,11 +155,21 @@ def put(tree: Any, shardings: Any, *, may_alias: bool = False) -> Any:
 
   def one(x, sharding):
     if jax.process_count() == 1 or isinstance(x, jax.Array):
-      return jax.device_put(x, sharding, may_alias=None if may_alias else False)
+      return _device_put(x, sharding, may_alias=None if may_alias else False)
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
 
   return jax.tree.map(one, tree, shardings)
+
+
+def _device_put(x: Any, sharding: Any, **options: Any) -> Any:
+  """`jax.device_put`, which has no way for keys to go to other processes."""
+  if jax.process_count() == 1 or not (
+    isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+  ):
+    return jax.device_put(x, sharding, **options)
+  data = jax.device_put(jax.random.key_data(x), sharding, **options)
+  return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
 
 
 def shard_batch(tree: Any) -> Any:
@@ -178,7 +189,7 @@ def shard_batch(tree: Any) -> Any:
     if isinstance(x, jax.core.Tracer):
       return jax.lax.with_sharding_constraint(x, spec)
     # Outside jit a constraint wants arrays that are on the mesh already.
-    return jax.device_put(x, NamedSharding(jax.sharding.get_mesh(), spec))
+    return _device_put(x, NamedSharding(jax.sharding.get_mesh(), spec))
 
   return jax.tree.map(shard, tree)
 

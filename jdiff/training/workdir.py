@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -11,10 +12,13 @@ import jax
 import ml_collections
 from jax.experimental.compilation_cache import compilation_cache
 
-from jdiff.core import checks
+from jdiff.core import checks, files
+from jdiff.training import processes
 
 CONFIG, METRICS, REPORT = "config.json", "metrics.jsonl", "report.json"
 CHECKPOINTS, FIGURES, CACHE = "checkpoints", "figures", "xla_cache"
+
+MAX_CONFIG_BYTES, MAX_CONFIG_DEPTH = 2**20, 8
 
 _STRINGS = ("experiment", "variant", "name")
 _COUNTS = ("num_steps", "log_every", "eval_every", "checkpoint_every")
@@ -35,6 +39,7 @@ def checked_config(
     raise TypeError(
       f"config must be a ConfigDict or a dict, got {type(config).__name__}."
     )
+  _check_plain("config", config, MAX_CONFIG_DEPTH)
   wanted = (*_STRINGS, "seed", *_COUNTS, "mesh")
   missing = [name for name in wanted if name not in config]
   if missing:
@@ -104,8 +109,8 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
 def read_report(workdir: str | os.PathLike) -> dict[str, Any] | None:
   """The report of a workdir, or None if there is none that can be read."""
   try:
-    return json.loads((pathlib.Path(workdir) / REPORT).read_text())
-  except (FileNotFoundError, json.JSONDecodeError):
+    return files.read_json(pathlib.Path(workdir) / REPORT)
+  except (FileNotFoundError, ValueError):
     return None
 
 
@@ -121,9 +126,13 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def compile_cache(workdir: str | os.PathLike) -> Iterator[None]:
-  """Keeps compiled programs in the workdir, unless the user has a place."""
+  """Keeps compiled programs in the workdir, unless the user has a place.
+
+  What processes share for a while lies there too.
+  """
   if getattr(jax.config, "jax_compilation_cache_dir", None) is not None:
-    yield
+    with processes.scratch_in(workdir):
+      yield
     return
   # JAX opens its cache once; a reset makes it look at the setting again.
   jax.config.update(
@@ -131,7 +140,8 @@ def compile_cache(workdir: str | os.PathLike) -> Iterator[None]:
   )
   compilation_cache.reset_cache()
   try:
-    yield
+    with processes.scratch_in(workdir):
+      yield
   finally:
     jax.config.update("jax_compilation_cache_dir", None)
     compilation_cache.reset_cache()
@@ -141,10 +151,28 @@ def _stored(workdir: str | os.PathLike) -> Any:
   path = pathlib.Path(workdir) / CONFIG
   if not path.exists():
     raise ValueError(f"{workdir} holds no run: there is no {CONFIG} in it.")
-  try:
-    return json.loads(path.read_text())
-  except json.JSONDecodeError as error:
-    raise ValueError(f"{path} is not valid JSON ({error}).") from None
+  stored = files.read_json(path, MAX_CONFIG_BYTES)
+  if not isinstance(stored, dict):
+    raise ValueError(f"{path} must be a JSON object.")
+  return stored
+
+
+def _check_plain(name: str, value: Any, depth: int) -> None:
+  """Raises unless a config is shallow, and its numbers are finite."""
+  if isinstance(value, Mapping):
+    parts = list(value.items())
+  elif isinstance(value, list | tuple):
+    parts = list(enumerate(value))
+  elif isinstance(value, int) and abs(value) >= 2**63:
+    raise ValueError(f"{name} must be an integer of 64 bits.")
+  elif isinstance(value, float) and not math.isfinite(value):
+    raise ValueError(f"{name} must be finite, got {value}.")
+  else:
+    return
+  if not depth:
+    raise ValueError(f"{name} is nested too deeply for a config.")
+  for key, part in parts:
+    _check_plain(f"{name}.{key}", part, depth - 1)
 
 
 def _plain(config: Any) -> Any:

@@ -49,8 +49,13 @@ def commands(workdir):
   return {
     "train": ([here, run], 0, None),
     "again": ([here, run], 0, None),
-    "eval": ([run, "--mode=eval"], 0, None),
-    "sample": ([run, "--mode=sample", "--num_samples=3"], 0, None),
+    "eval": ([here, run, "--mode=eval"], 0, None),
+    "sample": ([here, run, "--mode=sample", "--num_samples=3"], 0, None),
+    "file_names_code": (
+      [run, "--mode=eval"],
+      2,
+      "a config of a workdir may name modules of experiments alone",
+    ),
     "override": ([here, other, "--config.num_steps=2"], 0, None),
     "seeds": (
       [here, f"--workdir={workdir}/seeds", "--seeds=0,1"],
