@@ -27,7 +27,10 @@ CLOCK = ("wall_seconds", "tokens_per_second")
 # host in each step, a base that is trained first, a study of several runs.
 RUNS = {
   "mdns": ("mdns/ising.py:smoke", {"num_steps": 60, "num_eval": 1024}),
-  "alignflow": ("alignflow/checkerboard.py:smoke", {"num_steps": 60}),
+  "alignflow": (
+    "alignflow/checkerboard.py:smoke",
+    {"num_steps": 300, "warmup_steps": 10, "checkpoint_every": 50},
+  ),
   "tr2d2": ("tr2d2/enumerable.py:smoke", {}),
   "gdpo": ("gdpo/parity.py:smoke", {}),
   "collapse": ("collapse/digits.py:smoke", {}),
