@@ -12,7 +12,7 @@ from tests import helpers
 from tests.training import results, systems, toy
 
 # Those whose steps differ in kind: a buffer, a host, a base, batches, a study.
-FIRST = ("alignflow_minibatch", "collapse", "gdpo", "mdns", "tr2d2", "world")
+FIRST = ("alignflow_table", "collapse", "gdpo", "mdns", "olla", "tr2d2")
 TRAINED = [name for name in systems.SYSTEMS if name != "collapse_closed_form"]
 
 
@@ -57,6 +57,7 @@ def compiled_between_evaluations(experiment, config, workdir):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", helpers.thorough(TRAINED, FIRST))
 def test_steps_and_evaluations_compile_once(name, tmp_path):
+  systems.prepare(tmp_path / "data")
   experiment, config = systems.build(name, tmp_path / "data")
   config.mesh.data = 1
   workdir = tmp_path / "run"
