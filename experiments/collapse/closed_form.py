@@ -15,7 +15,7 @@ from scipy import special
 
 from experiments.collapse import arms as arms_lib
 from experiments.collapse import figures
-from experiments.common import config as config_lib
+from experiments.common import fields as fields_lib
 from experiments.common import metrics as metrics_lib
 from jdiff import training
 from jdiff.core import checks
@@ -31,8 +31,8 @@ def build(config: ml_collections.ConfigDict) -> training.Study:
   Raises:
     ValueError: If a field's value is unknown or does not fit the others.
   """
+  fields_lib.check(config)
   arms = arms_lib.parse_all(config.arms)
-  config_lib.check_counts(config, "num_generations", "oversample", "num_chains")
   checks.check_int("config.num", config.num, 2)
   programs = {arm: _program(arm, config) for arm in arms}
 

@@ -17,9 +17,9 @@ import numpy as np
 from experiments.collapse import arms as arms_lib
 from experiments.collapse import generation as generation_lib
 from experiments.collapse import history, report
-from experiments.common import config as config_lib
 from experiments.common import data as data_lib
 from experiments.common import features as features_lib
+from experiments.common import fields as fields_lib
 from jdiff import training
 from jdiff.core import checks
 from jdiff.methods import collapse
@@ -48,6 +48,7 @@ def build(
       the data set is too small.
     FileNotFoundError: If the data must be prepared first.
   """
+  fields_lib.check(config)
   arms = arms_lib.parse_all(config.arms)
   _check(config)
   if dataset is None:
@@ -74,6 +75,7 @@ def build(
 
 def stand_in(config: ml_collections.ConfigDict) -> training.Experiment:
   """The training of a generation, on rows made up."""
+  fields_lib.check(config)
   rows = data_lib.stand_in(config.data.name, config.num).train
   if config.net.kind == "mlp":
     rows = rows.reshape(len(rows), -1)
@@ -226,7 +228,6 @@ def _split(config, dataset, arms):
 
 
 def _check(config) -> None:
-  config_lib.check_counts(config, "num_generations", "oversample", "measure.k")
   checks.check_int("config.num", config.num, 2)
   if config.measure.k >= config.num:
     raise ValueError(

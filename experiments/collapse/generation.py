@@ -12,6 +12,7 @@ import numpy as np
 
 from experiments.alignflow import experiment as flow_lib
 from experiments.common import data as data_lib
+from experiments.common import fields as fields_lib
 from jdiff import training
 
 LOOP_FIELDS = (
@@ -61,6 +62,7 @@ def build(
   Raises:
     ValueError: If a field's value is unknown or does not fit the others.
   """
+  fields_lib.check(config)
   fields = ml_collections.ConfigDict(config.to_dict())
   batches = None
   if rows is None:

@@ -124,13 +124,19 @@ def _flipped(dataset: Dataset) -> Dataset:
 
 def stand_in(name: str, num_rows: int = 16) -> Dataset:
   """Random rows shaped like a set's: to trace and compile without the set."""
-  shape, num_classes = {
+  known = {
     "checkerboard": ((2,), 0),
     "digits": ((8, 8, 1), 10),
     "mnist": ((28, 28, 1), 10),
     "cifar10": ((32, 32, 3), 10),
     "imagenet_latents": ((32, 32, 4), 1000),
-  }[name]
+  }
+  if name not in known:
+    raise ValueError(
+      f"data set must be one of {', '.join(known)}, got {name!r}: the shape of "
+      "others is not known without their rows."
+    )
+  shape, num_classes = known[name]
   rng = np.random.default_rng(0)
   rows = rng.normal(size=(num_rows, *shape)).astype(np.float32)
   labels = (np.arange(num_rows) % 2).astype(np.int32) if num_classes else None

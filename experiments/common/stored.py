@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jdiff.core import checks
+from jdiff.core import checks, files
 
 CHUNK = 1024
 PIXELS = 127.5
@@ -165,7 +165,10 @@ def imagenet_latents(
   fields: dict[str, Any] = {
     "train": Rows(latents, scale),
     "train_labels": _labels(
-      "labels.npy", np.load(folder / "labels.npy"), len(latents), num_classes
+      "labels.npy",
+      files.map_array(folder / "labels.npy"),
+      len(latents),
+      num_classes,
     ),
     "num_classes": num_classes,
     "scale": 1 / scale,
@@ -178,7 +181,7 @@ def imagenet_latents(
 
 
 def _map(path: pathlib.Path) -> np.ndarray:
-  array = np.load(path, mmap_mode="r")
+  array = files.map_array(path)
   if array.dtype not in (np.float16, np.float32):
     raise TypeError(
       f"{path.name} must be float16 or float32, got {array.dtype}."
@@ -211,11 +214,10 @@ def array(
       "(and 'train_labels', 'test', 'test_labels'), got "
       f"{str(path)!r}{'' if file.is_file() else ', which is no file'}."
     )
-  loaded = np.load(file)
-  stored = {"train": loaded}
   if file.suffix == ".npz":
-    with loaded:
-      stored = {name: loaded[name] for name in loaded.files}
+    stored = files.load_arrays(file)
+  else:
+    stored = {"train": np.array(files.map_array(file))}
   known = {"train", "train_labels", "test", "test_labels"}
   if "train" not in stored or not known >= set(stored):
     raise ValueError(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jdiff.core import checks
+from jdiff.core import checks, files
 
 FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
   "gsm8k": {"question": str, "answer": str},
@@ -61,6 +61,7 @@ def read_jsonl(
       f"object a line, each with {wanted}."
     )
   rows = []
+  files.check_size(file, files.MAX_TEXT_BYTES)
   with file.open(encoding="utf-8") as lines:
     for number, line in enumerate(lines, 1):
       if not line.strip():
@@ -68,7 +69,7 @@ def read_jsonl(
       place = f"{path}, line {number}"
       try:
         row = json.loads(line)
-      except json.JSONDecodeError as error:
+      except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{place} must be JSON, got {error}.") from error
       if not isinstance(row, dict):
         raise ValueError(f"{place} must be an object, got {_kind(row)}.")

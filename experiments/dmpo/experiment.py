@@ -4,10 +4,9 @@ import functools
 
 import ml_collections
 
-from experiments.common import config as config_lib
+from experiments.common import fields as fields_lib
 from experiments.masked_lm import tuning
 from jdiff import training
-from jdiff.core import checks
 from jdiff.methods import dmpo, gdpo
 
 RATIOS = ("path", "elbo")
@@ -19,6 +18,7 @@ def build(config: ml_collections.ConfigDict, **parts) -> training.Experiment:
   Raises:
     ValueError: If a field's value is unknown or does not fit the others.
   """
+  fields_lib.check(config)
   if config.ratio not in RATIOS:
     raise ValueError(
       f"config.ratio must be one of {RATIOS}, got {config.ratio!r}."
@@ -34,17 +34,12 @@ def build(config: ml_collections.ConfigDict, **parts) -> training.Experiment:
       f"config.baseline must be one of {dmpo.BASELINES}, got "
       f"{config.baseline!r}."
     )
-  checks.check_finite(
-    "config.reward_temperature", config.reward_temperature, positive=True
-  )
-  checks.check_finite("config.baseline_strength", config.baseline_strength)
-  for name in ("coefficient", "min_ess_fraction"):
-    config_lib.check_range(config, name, 0, 1)
   return tuning.build(config, _objective, **parts)
 
 
 def stand_in(config: ml_collections.ConfigDict) -> training.Experiment:
   """Shapes alone, to be compiled and not run."""
+  fields_lib.check(config)
   return tuning.stand_in(config, build)
 
 

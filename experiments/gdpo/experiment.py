@@ -5,6 +5,7 @@ import functools
 import jax
 import ml_collections
 
+from experiments.common import fields as fields_lib
 from experiments.masked_lm import tuning
 from jdiff import training
 from jdiff.methods import diffu_grpo, gdpo
@@ -18,6 +19,7 @@ def build(config: ml_collections.ConfigDict, **parts) -> training.Experiment:
   Raises:
     ValueError: If a field's value is unknown or does not fit the others.
   """
+  fields_lib.check(config)
   if config.loss not in LOSSES:
     raise ValueError(
       f"config.loss must be one of {LOSSES}, got {config.loss!r}."
@@ -39,6 +41,7 @@ def build(config: ml_collections.ConfigDict, **parts) -> training.Experiment:
 
 def stand_in(config: ml_collections.ConfigDict) -> training.Experiment:
   """Shapes alone, to be compiled and not run."""
+  fields_lib.check(config)
   return tuning.stand_in(config, build)
 
 

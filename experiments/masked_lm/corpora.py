@@ -10,7 +10,7 @@ from experiments.common import questions as questions_lib
 from experiments.common import sequence_sets, tasks
 from experiments.common import text as text_lib
 from experiments.common import tokenizer as tokenizer_lib
-from jdiff.core import checks
+from jdiff.core import checks, files
 
 
 class Corpus(NamedTuple):
@@ -137,6 +137,12 @@ def stand_in(kind: str, **options: Any) -> Corpus:
   """
   if kind != "questions" or options.get("tokenizer", BYTES) == BYTES:
     return load(kind, **options)
+  lost = {"num_tokens", "mask_id", "eos_id"} - options.keys()
+  if lost:
+    raise ValueError(
+      f"data.tokenizer is {options['tokenizer']!r}, and a stand-in of it must "
+      f"be told data.{', data.'.join(sorted(lost))}."
+    )
   sizes = (options["num_prompt"], options["num_completion"])
   length = sum(sizes)
 
@@ -246,4 +252,4 @@ def _read(path: str) -> str:
       f"no file at {path}; pass data.path of a UTF-8 text file, or of a .jsonl "
       'whose rows have a field "text".'
     )
-  return pathlib.Path(path).read_text(encoding="utf-8")
+  return files.read_text(path)

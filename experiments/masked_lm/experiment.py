@@ -9,12 +9,11 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from experiments.common import config as config_lib
+from experiments.common import fields as fields_lib
 from experiments.common import metrics as metrics_lib
 from experiments.common import plots
 from experiments.masked_lm import corpora
 from jdiff import ctmc, elbo, nets, training
-from jdiff.core import checks
 from jdiff.nets import llada
 
 MASK_LAWS = {"count": ctmc.count_masks, "bernoulli": ctmc.bernoulli_masks}
@@ -44,6 +43,7 @@ def build(
     ValueError: If a field's value is unknown or does not fit the others.
     FileNotFoundError: If the data must be prepared first.
   """
+  fields_lib.check(config)
   _check(config)
   corpus = corpora.load(**config.data) if corpus is None else corpus
   network = make_network(config, corpus)
@@ -162,6 +162,7 @@ def build(
 
 def stand_in(config: ml_collections.ConfigDict) -> training.Experiment:
   """Shapes alone, where files of the user's would be read."""
+  fields_lib.check(config)
   return build(config, corpora.stand_in(**config.data))
 
 
@@ -273,13 +274,6 @@ def network_options(config, network: nets.Network, corpus: corpora.Corpus):
 
 
 def _check(config) -> None:
-  config_lib.check_counts(
-    config, "batch_size", "num_masks", "num_eval", "num_samples"
-  )
-  for name in ("net.head_chunk", "net.num_kv_heads", "net.mlp_width"):
-    group, field = name.split(".")
-    checks.check_int(f"config.{name}", config[group][field], 0)
-  config_lib.check_range(config, "ema_decay", 0, 1)
   if config.net.kind not in NETWORKS:
     raise ValueError(
       f"config.net.kind must be one of {NETWORKS}, got {config.net.kind!r}."

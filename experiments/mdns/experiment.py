@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from experiments.common import config as config_lib
+from experiments.common import fields as fields_lib
 from experiments.mdns import parts, report
 from jdiff import ctmc, targets, training
-from jdiff.core import checks, replay
+from jdiff.core import replay
 from jdiff.methods import mdns
 
 
@@ -24,7 +24,8 @@ def build(config: ml_collections.ConfigDict) -> training.Experiment:
   Raises:
     ValueError: If a field's value is unknown or does not fit the others.
   """
-  _check(config)
+  fields_lib.check(config)
+  parts.check(config)
   target = parts.target(config.target)
   law = parts.law(config, target)
   network, wrap, causal = parts.network(config, target, law)
@@ -133,24 +134,3 @@ def build(config: ml_collections.ConfigDict) -> training.Experiment:
     sample=evaluator.sample,
     figures=evaluator.figures,
   )
-
-
-def _check(config) -> None:
-  """Raises unless the fields that no other layer checks are in range."""
-  config_lib.check_counts(
-    config,
-    "batch_size",
-    "num_eval",
-    "eval_chunk",
-    "num_reference",
-    "buffer.capacity",
-    "buffer.num_samples",
-    "buffer.refresh_every",
-  )
-  for name in ("ema_decay", "ramp_start", "ramp_share", "final_rate"):
-    config_lib.check_range(config, name, 0, 1)
-  checks.check_int("config.warmup_steps", config.warmup_steps, 0)
-  checks.check_finite(
-    "config.learning_rate", config.learning_rate, positive=True
-  )
-  parts.check(config)

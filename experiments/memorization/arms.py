@@ -24,13 +24,12 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from experiments.common import config as config_lib
 from experiments.common import data as data_lib
+from experiments.common import fields as fields_lib
 from experiments.common import plots
 from experiments.memorization import clock, experiment, figures, report
 from experiments.memorization import data as rows_lib
 from jdiff import training
-from jdiff.core import checks
 from jdiff.core.types import Pairs
 from jdiff.methods import pruning
 from jdiff.training import records
@@ -63,6 +62,7 @@ def build(
       particular a fraction that closes no head, or all.
     FileNotFoundError: If the data must be prepared first.
   """
+  fields_lib.check(config)
   _check(config)
   if dataset is None:
     options = config.data.to_dict()
@@ -72,6 +72,7 @@ def build(
 
 def stand_in(config: ml_collections.ConfigDict) -> training.Experiment:
   """The training of the original, on rows made up."""
+  fields_lib.check(config)
   rows = data_lib.stand_in(config.data.name, 2 * config.num_train)
   rows = rows._replace(test=rows.train)
   return experiment.build(experiment.part(config, "original"), rows)
@@ -254,10 +255,6 @@ def _joined(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check(config) -> None:
-  config_lib.check_counts(config, "prune.num_batches", "finetune.num_steps")
-  checks.check_finite(
-    "config.finetune.rate", config.finetune.rate, positive=True
-  )
   if config.net.kind != "dit":
     raise ValueError(
       "config.net.kind must be 'dit', whose heads are pruned, got "

@@ -20,8 +20,8 @@ import optax
 
 from experiments.alignflow import couplings
 from experiments.alignflow import experiment as flow_lib
-from experiments.common import config as config_lib
 from experiments.common import data as data_lib
+from experiments.common import fields as fields_lib
 from experiments.memorization import clock, report
 from experiments.memorization import data as rows_lib
 from jdiff import nets, sde, training
@@ -57,6 +57,7 @@ def build(
     ValueError: If a field's value is unknown or does not fit the others.
     FileNotFoundError: If the data must be prepared first.
   """
+  fields_lib.check(config)
   _check(config)
   rows = rows_lib.load(config, dataset)
   # What the flows' parts read of a config.
@@ -215,15 +216,10 @@ def _gates(config) -> jax.Array | None:
 
 
 def _check(config) -> None:
-  config_lib.check_counts(config, "batch_size", "sample_steps")
   # Precision and recall want a third neighbour.
   checks.check_int("config.num_eval", config.num_eval, 8)
-  checks.check_int("config.warmup_steps", config.warmup_steps, 0)
   if config.warmup_steps >= config.num_steps:
     raise ValueError(
       "config.warmup_steps must be less than num_steps, got "
       f"{config.warmup_steps} and {config.num_steps}."
     )
-  config_lib.check_range(config, "ema_decay", 0, 1)
-  for name in ("learning_rate", "max_grad_norm"):
-    checks.check_finite(f"config.{name}", config[name], positive=True)

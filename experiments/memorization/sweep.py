@@ -14,10 +14,9 @@ import math
 import jax
 import ml_collections
 
-from experiments.common import config as config_lib
+from experiments.common import fields as fields_lib
 from experiments.memorization import experiment, figures, report
 from jdiff import training
-from jdiff.core import checks
 
 
 def build(config: ml_collections.ConfigDict) -> training.Study:
@@ -26,6 +25,7 @@ def build(config: ml_collections.ConfigDict) -> training.Study:
   Raises:
     ValueError: If a field's value is unknown or does not fit the others.
   """
+  fields_lib.check(config)
   sweep = config.sweep
   for name in ("widths", "sizes", "dims"):
     values = sweep[name]
@@ -34,9 +34,6 @@ def build(config: ml_collections.ConfigDict) -> training.Study:
         f"config.sweep.{name} must hold distinct integers, one at least, got "
         f"{tuple(values)}."
       )
-    for value in values:
-      checks.check_int(f"config.sweep.{name}", value)
-  config_lib.check_counts(config, "sweep.num_layers")
   points = list(itertools.product(sweep.dims, sweep.widths, sweep.sizes))
   configs = {point: _part(config, *point) for point in points}
   built = {point: experiment.build(fields) for point, fields in configs.items()}

@@ -8,9 +8,9 @@ import ml_collections
 import numpy as np
 
 from experiments.common import config as config_lib
+from experiments.common import fields as fields_lib
 from experiments.olla import data, report
 from jdiff import langevin, targets, training
-from jdiff.core import checks
 from jdiff.core import keys as keys_lib
 from jdiff.core.types import ConstrainedTarget
 from jdiff.targets import manifolds, planar
@@ -58,6 +58,7 @@ def build(config: ml_collections.ConfigDict) -> training.Experiment:
   Raises:
     ValueError: If a field's value is unknown or out of range.
   """
+  fields_lib.check(config)
   _check(config)
   target = make_target(config)
   kernel = make_kernel(config, target)
@@ -190,7 +191,4 @@ def make_kernel(config, target: ConstrainedTarget) -> langevin.Kernel:
 
 
 def _check(config) -> None:
-  config_lib.check_counts(config, "num_chains", "thinning", "num_traced")
-  checks.check_int("config.num_probes", config.num_probes, 0)
   config_lib.check_range(config, "burn_in", 0, 0.99)
-  config_lib.check_range(config, "epsilon", 0, float("inf"))

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from experiments.common import config as config_lib
+from experiments.common import fields as fields_lib
 from experiments.mdns import parts
 from experiments.pdns import report, samplers
 from jdiff import training
-from jdiff.core import checks, weights
 from jdiff.core import keys as keys_lib
+from jdiff.core import weights
 from jdiff.methods import pdns
 
 
@@ -42,6 +42,7 @@ def build(config: ml_collections.ConfigDict) -> training.Experiment:
   Raises:
     ValueError: If a field's value is unknown or does not fit the others.
   """
+  fields_lib.check(config)
   _check(config)
   process = samplers.make(config)
   rule = samplers.rule(config)
@@ -192,17 +193,7 @@ def _evaluated(state: training.TrainState) -> dict[str, Any]:
 
 
 def _check(config) -> None:
-  """Raises unless the fields that no other layer checks are in range."""
-  config_lib.check_counts(
-    config,
-    "batch_size",
-    "num_eval",
-    "eval_chunk",
-    "num_reference",
-    "buffer.num_samples",
-    "buffer.num_chunks",
-    "stages.inner_steps",
-  )
+  """Raises unless the fields fit one another."""
   if config.buffer.num_samples % config.buffer.num_chunks:
     raise ValueError(
       "config.buffer.num_chunks must divide config.buffer.num_samples="
@@ -213,22 +204,9 @@ def _check(config) -> None:
       f"config.buffer.num_samples must be at least config.batch_size="
       f"{config.batch_size}, got {config.buffer.num_samples}."
     )
-  for name in ("ema_decay", "final_rate", "stages.annealed_share"):
-    config_lib.check_range(config, name, 0, 1)
-  for name in ("stages.max_kl", "stages.max_ratio"):
-    config_lib.check_range(config, name, 0, float("inf"))
-  checks.check_int("config.warmup_steps", config.warmup_steps, 0)
-  checks.check_finite(
-    "config.learning_rate", config.learning_rate, positive=True
-  )
   if "order" in config:
     parts.check(config)
     return
-  checks.check_int("config.num_sinkhorn", config.num_sinkhorn, 0)
-  checks.check_finite(
-    "config.reference.power", config.reference.power, positive=True
-  )
-  config_lib.check_counts(config, "reference.num_steps")
   if config.num_reference > config.num_eval:
     raise ValueError(
       f"config.num_reference must be at most config.num_eval={config.num_eval}"

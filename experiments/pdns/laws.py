@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments.mdns import parts
 from jdiff import targets
+from jdiff.core import files
 from jdiff.core.types import Target
 
 
@@ -31,7 +32,8 @@ def graph(config) -> np.ndarray:
   """`[E, 2]`: the Petersen graph, a random regular one, or the user's own."""
   if config.edges_file:
     try:
-      edges = np.loadtxt(config.edges_file, dtype=np.int64, ndmin=2)
+      file = files.check_size(config.edges_file, files.MAX_JSON_BYTES)
+      edges = np.loadtxt(file, dtype=np.int64, ndmin=2)
     except OSError as error:
       raise ValueError(
         f"config.target.edges_file={config.edges_file!r} cannot be read: "

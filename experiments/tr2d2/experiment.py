@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
+from experiments.common import fields as fields_lib
 from experiments.masked_lm import base
 from experiments.tr2d2 import parts, problems, report
 from jdiff import ctmc, search, training
@@ -69,6 +70,7 @@ def build(
   Raises:
     ValueError: If a field's value is unknown or does not fit the others.
   """
+  fields_lib.check(config)
   parts.check(config)
   if problem is None:
     problem = problems.make(config, reward, base_params)

@@ -27,7 +27,7 @@ import numpy as np
 from experiments.common import sequence_sets
 from experiments.common import sequences as sequences_lib
 from experiments.common.sequences import AMINO_ACIDS, DNA, RNA, Alphabet
-from jdiff.core import checks
+from jdiff.core import checks, files
 from jdiff.targets.trees import TreeEnsemble
 
 Oracle = Callable[[Sequence[str]], np.ndarray]
@@ -262,7 +262,7 @@ def fit_peptide_classifiers(directory: str | pathlib.Path) -> dict[str, float]:
   report = directory / "auc.json"
   # Written last.
   if report.is_file():
-    return json.loads(report.read_text())
+    return files.read_json(report)
   metrics = _needed("sklearn.metrics", "scikit-learn")
   xgboost = _needed("xgboost", "xgboost-cpu")
   directory.mkdir(parents=True, exist_ok=True)

@@ -8,14 +8,13 @@ import ml_collections
 import numpy as np
 import optax
 
-from experiments.common import config as config_lib
 from experiments.common import data as data_lib
+from experiments.common import fields as fields_lib
 from experiments.common import metrics as metrics_lib
 from experiments.common import plots
 from experiments.world import envs
 from experiments.world import parts as parts_lib
 from jdiff import nets, training
-from jdiff.core import checks
 from jdiff.world import metrics, tokenizers
 
 NUM_SHOWN = 12
@@ -32,7 +31,7 @@ def build(config: ml_collections.ConfigDict) -> training.Experiment:
     ValueError: If a field's value is unknown or does not fit the others.
     ImportError: If the environment's package is not installed.
   """
-  _check(config)
+  fields_lib.check(config)
   env = parts_lib.env(config.env)
   net, tokenizer = parts(config, env)
   optimizer = parts_lib.optimizer(config)
@@ -175,17 +174,3 @@ def usage(tokens, num_tokens: int) -> dict[str, dict[str, float]]:
 
 def _key():
   return jax.random.key(0)
-
-
-def _check(config) -> None:
-  parts_lib.check_training(config)
-  config_lib.check_counts(
-    config,
-    "num_eval",
-    "patch_size",
-    "data.num_episodes",
-    "data.num_frames",
-    "data.num_test",
-  )
-  if checks.check_finite("config.contrast", config.contrast) < 0:
-    raise ValueError(f"config.contrast must be >= 0, got {config.contrast}.")

@@ -13,8 +13,8 @@ import ml_collections
 import numpy as np
 import optax
 
-from experiments.common import config as config_lib
 from experiments.common import data as data_lib
+from experiments.common import fields as fields_lib
 from experiments.common import metrics as metrics_lib
 from experiments.common import plots
 from experiments.world import envs, events, figures, parts, tile_world
@@ -35,6 +35,7 @@ def build(config: ml_collections.ConfigDict) -> training.Experiment:
   Raises:
     ValueError: If a field's value is unknown or does not fit the others.
   """
+  fields_lib.check(config)
   _check(config)
   env = environment(config)
   canvas = make_canvas(config, env)
@@ -338,18 +339,7 @@ def _compare(name, words, true):
 
 
 def _check(config) -> None:
-  parts.check_training(config)
   parts.check_sampler(config)
-  config_lib.check_counts(
-    config,
-    "num_masks",
-    "data.num_episodes",
-    "data.num_frames",
-    "data.num_test",
-    "eval.num_masks",
-    "eval.num_quick",
-  )
-  config_lib.check_range(config, "env.repeat", 0, 1)
   checks.check_int("config.num_frames", config.num_frames, 2)
   if config.num_frames > config.data.num_frames:
     raise ValueError(

@@ -7,6 +7,7 @@ import ml_collections
 import optax
 
 from experiments.common import data as data_lib
+from experiments.common import fields as fields_lib
 from experiments.world import envs, parts, report
 from jdiff import training
 
@@ -24,6 +25,7 @@ def build(
     ValueError: If a field's value is unknown or does not fit the others.
     ImportError: If the environment's package is not installed.
   """
+  fields_lib.check(config)
   parts.check(config)
   system = parts.system(config, environment)
   env, network = system.env, system.parts.network

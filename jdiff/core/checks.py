@@ -2,7 +2,7 @@
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,14 +29,23 @@ def check_int(name: str, value: Any, minimum: int = 1) -> int:
   return int(value)
 
 
+def check_sizes(name: str, values: Any, minimum: int = 1) -> tuple[int, ...]:
+  """Returns a sequence of sizes as a tuple of ints, or says what is wrong."""
+  if isinstance(values, str | Mapping) or not isinstance(values, Iterable):
+    raise TypeError(
+      f"{name} must be a tuple of integers, got {values!r} of type "
+      f"{type(values).__name__}."
+    )
+  return tuple(
+    check_int(f"every size in {name}", value, minimum) for value in values
+  )
+
+
 def check_finite(name: str, value: Any, *, positive: bool = False) -> Any:
   """`value` as a float if it is a finite (positive) number; traced, as is."""
   if isinstance(value, jax.core.Tracer):
     return value
-  try:
-    number = float(value)
-  except (TypeError, ValueError):
-    raise TypeError(f"{name} must be a finite number, got {value!r}.") from None
+  number = _number(name, value)
   if not math.isfinite(number) or (positive and number <= 0):
     kind = "positive and finite" if positive else "finite"
     raise ValueError(f"{name} must be {kind}, got {value}.")
@@ -44,10 +53,72 @@ def check_finite(name: str, value: Any, *, positive: bool = False) -> Any:
   return number
 
 
+def check_range(
+  name: str, value: Any, low: float, high: float, *, ends: str = "[]"
+) -> Any:
+  """`value` as a float if it lies in an interval; traced, as is.
+
+  `ends` says with `[` and `]` which end belongs to it, and with `(` and `)`
+  which does not.
+  """
+  if isinstance(value, jax.core.Tracer):
+    return value
+  number = _number(name, value)
+  above = number >= low if ends[0] == "[" else number > low
+  below = number <= high if ends[1] == "]" else number < high
+  if not (above and below):
+    raise ValueError(
+      f"{name} must lie in {ends[0]}{low:g}, {high:g}{ends[1]}, got {value}."
+    )
+  return number
+
+
+def _number(name: str, value: Any) -> float:
+  # Both would pass for a number: float("1") is one.
+  if not isinstance(value, str | bytes | bool):
+    try:
+      return float(value)
+    except (TypeError, ValueError, OverflowError):
+      pass
+  raise TypeError(f"{name} must be a finite number, got {value!r}.")
+
+
+def check_numbers(name: str, array: Any) -> None:
+  """Raises unless `array` holds real numbers, not truths, text or keys."""
+  dtype = _dtype(name, array)
+  if not (
+    jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+  ):
+    raise TypeError(f"{name} must hold real numbers, got dtype {dtype}.")
+
+
+def check_integers(name: str, array: Any, what: str = "integers") -> None:
+  """Raises unless `array` holds integers."""
+  dtype = _dtype(name, array)
+  if not jnp.issubdtype(dtype, jnp.integer):
+    raise TypeError(f"{name} must be {what}, got dtype {dtype}.")
+
+
+def _dtype(name: str, array: Any) -> Any:
+  """Of what is an array or would become one; text and objects do not."""
+  if hasattr(array, "dtype"):
+    dtype = array.dtype
+  else:
+    try:
+      dtype = np.asarray(array).dtype
+    except (TypeError, ValueError):  # lists of unequal lengths
+      dtype = np.dtype(object)
+  if isinstance(dtype, np.dtype) and dtype.kind in "OSU":
+    shown = "" if hasattr(array, "dtype") else f", {type(array).__name__}"
+    raise TypeError(f"{name} must hold numbers, got dtype {dtype}{shown}.")
+  return dtype
+
+
 def check_shape(
   name: str, array: Any, shape: Sequence[int | None], hint: str = ""
 ) -> None:
   """Raises unless `array.shape` matches; None in `shape` matches any size."""
+  _dtype(name, array)
   given = tuple(array.shape) if hasattr(array, "shape") else np.shape(array)
   if len(given) != len(shape) or any(
     want is not None and want != got
@@ -66,9 +137,7 @@ def check_tokens(name: str, tokens: Any, *, mask_id: int | None = None) -> None:
   The mask id can only be looked for where values are known; under a trace
   that part is skipped.
   """
-  dtype = jnp.result_type(tokens)
-  if not jnp.issubdtype(dtype, jnp.integer):
-    raise TypeError(f"{name} must be integer tokens, got dtype {dtype}.")
+  check_integers(name, tokens, "integer tokens")
   check_shape(name, tokens, (None, None))
   if mask_id is not None and is_concrete(tokens):
     if bool(np.any(np.asarray(tokens) == mask_id)):

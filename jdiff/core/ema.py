@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import optax
 
+from jdiff.core import checks
 from jdiff.core.types import Params
 
 
@@ -21,8 +22,7 @@ def update(ema: Params, params: Params, *, ema_decay: float, count) -> Params:
     ema_decay: Weight `d` of the OLD value, in `[0, 1)`.
     count: How many parameters this update completes, `>= 1`.
   """
-  if not 0 <= ema_decay < 1:
-    raise ValueError(f"ema_decay must lie in [0, 1), got {ema_decay}.")
+  checks.check_range("ema_decay", ema_decay, 0, 1, ends="[)")
   count = jnp.asarray(count, jnp.float32)
   # -expm1 keeps 1 - d^t accurate for decays such as 0.9999 at small t.
   rate = (1 - ema_decay) / -jnp.expm1(count * jnp.log(ema_decay or 1e-38))

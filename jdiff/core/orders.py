@@ -154,6 +154,7 @@ def uniform(length: int, num_steps: int | None = None) -> Order:
     length: Number of sites.
     num_steps: Blocks of near-equal fixed size; None reveals one at a time.
   """
+  checks.check_int("length", length)
   if num_steps is None:
     num_steps = length
   checks.check_int("num_steps", num_steps)

@@ -61,6 +61,7 @@ def hypervolume(
   """
   valid = _valid(values, valid)
   num_objectives = values.shape[1]
+  checks.check_numbers("reference", reference)
   checks.check_shape("reference", reference, (num_objectives,))
   if num_objectives > MAX_OBJECTIVES:
     raise ValueError(
@@ -98,6 +99,7 @@ def hypervolume(
 
 def _valid(values: jax.Array, valid: jax.Array | None) -> jax.Array:
   """`valid` without the rows that hold a NaN."""
+  checks.check_numbers("values", values)
   checks.check_shape("values", values, (None, None))
   known = ~jnp.any(jnp.isnan(values), axis=1)
   if valid is None:

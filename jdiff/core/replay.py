@@ -77,6 +77,8 @@ def sample(key: jax.Array, state: ReplayState, num_samples: int) -> Any:
 
   An empty buffer has nothing to draw: entries are then all zeros.
   """
+  checks.check_key(key)
+  checks.check_int("num_samples", num_samples)
   index = jax.random.randint(
     key, (num_samples,), 0, jnp.maximum(size(state), 1)
   )

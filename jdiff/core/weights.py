@@ -9,6 +9,7 @@ the answers are NaN, which the trainer's guard reports.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
@@ -108,7 +109,9 @@ def resample(
     axis_name: Mesh axis of a sharded `N`; indices are then global, and the
       draw is the one that a single device would make for all shards.
   """
+  checks.check_key(key)
   checks.check_int("num_samples", num_samples)
+  checks.check_shape("log_weights", log_weights, (None,))
   log_weights = _wide(log_weights)
   shards, rank = 1, jnp.arange(num_samples)
   if axis_name is not None:
@@ -189,12 +192,12 @@ def solve_exponent(
     )
   if min_fraction is None:
     checks.check_finite("max_kl", max_kl, positive=True)
-  elif checks.is_concrete(min_fraction) and not 0 < min_fraction < 1:
-    raise ValueError(f"min_fraction must lie in (0, 1), got {min_fraction}.")
+  else:
+    checks.check_range("min_fraction", min_fraction, 0, 1, ends="()")
   checks.check_int("num_steps", num_steps)
   log_weights = lax.stop_gradient(_wide(log_weights))
   if offset is not None:
-    offset = lax.stop_gradient(_wide(offset))
+    offset = lax.stop_gradient(_wide(offset, "offset"))
     checks.check_shape("offset", offset, log_weights.shape)
 
   def enough(exponent):
@@ -227,13 +230,15 @@ def clip(
   Truncated importance sampling (Ionides, 2008): a finite `max_ratio` buys
   variance for a bias that vanishes as it grows with `N`.
   """
-  if not max_ratio > 0:
-    raise ValueError(f"max_ratio must be positive, got {max_ratio}.")
+  checks.check_range("max_ratio", max_ratio, 0, jnp.inf, ends="(]")
   ceiling = log_mean_exp(log_weights, axis_name) + jnp.log(max_ratio)
   return jnp.minimum(_wide(log_weights), ceiling)
 
 
-def _wide(x: jax.Array) -> jax.Array:
+def _wide(x: jax.Array, name: str = "log_weights") -> jax.Array:
+  checks.check_numbers(name, x)
+  if not np.size(x):
+    raise ValueError(f"{name} must not be empty.")
   return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
 
 

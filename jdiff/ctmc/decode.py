@@ -277,8 +277,7 @@ def _check_law(temperature, guidance, min_p, num_prompt):
   guidance = checks.check_finite("guidance", guidance)
   if not _is_zero(guidance) and not num_prompt:
     raise ValueError(f"guidance={guidance} needs a prompt, got none.")
-  if not 0 <= min_p < 1:
-    raise ValueError(f"min_p must lie in [0, 1), got {min_p}.")
+  checks.check_range("min_p", min_p, 0, 1, ends="[)")
   return temperature, guidance
 
 

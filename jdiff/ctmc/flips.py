@@ -25,6 +25,9 @@ def corrupt_uniform(
   key: jax.Array, tokens: jax.Array, noise_prob: jax.Array, *, num_tokens: int
 ) -> jax.Array:
   """Redraws each site uniformly with probability `noise_prob [B]`."""
+  checks.check_tokens("tokens", tokens)
+  checks.check_int("num_tokens", num_tokens, 2)
+  checks.check_shape("noise_prob", noise_prob, tokens.shape[:1])
   keys = keys_lib.per_example(key, tokens.shape[0])
 
   def one(key, x, prob):
@@ -68,6 +71,8 @@ def uniform_rollout(
   Raises:
     ValueError: If sizes or the logits do not fit.
   """
+  checks.check_int("num_samples", num_samples)
+  checks.check_int("length", length)
   checks.check_int("num_tokens", num_tokens, 2)
   checks.check_int("num_steps", num_steps)
   schedule = masking.linear() if schedule is None else schedule

@@ -78,8 +78,7 @@ def bernoulli_masks(
       moment diverges.
   """
   num_draws = _num_draws(num_masks, antithetic)
-  if not 0 < min_time < 0.5:
-    raise ValueError(f"min_time must lie in (0, 0.5), got {min_time}.")
+  checks.check_range("min_time", min_time, 0, 0.5, ends="()")
 
   def draw(key, valid):
     uniform, site_uniforms = uniforms(key, num_draws, valid)

@@ -57,7 +57,9 @@ def path_log_prob(
   """
   checks.check_tokens("samples", samples, mask_id=mask_id)
   num_samples, length = samples.shape
+  checks.check_integers("order", order)
   order = order if isinstance(order, np.ndarray) else jnp.asarray(order)
+  temperature = checks.check_finite("temperature", temperature, positive=True)
   if order.ndim == 1:
     order = jnp.broadcast_to(order[None], (num_samples, order.shape[0]))
   checks.check_shape("order", order, (num_samples, None))

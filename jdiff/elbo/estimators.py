@@ -123,11 +123,7 @@ def estimate(
   checks.check_shape("masks.mask", masks.mask, (batch, None, length))
   num_rows = masks.mask.shape[1]
   checks.check_shape("masks.weight", masks.weight, (batch, num_rows))
-  if implementation not in IMPLEMENTATIONS:
-    raise ValueError(
-      f"implementation must be one of {IMPLEMENTATIONS}, got "
-      f"{implementation!r}."
-    )
+  _check_implementation(implementation)
   if token_log_probs is None:
     if logits_fn is None:
       raise TypeError("pass logits_fn or token_log_probs, got neither.")
@@ -175,6 +171,8 @@ def estimator(
   two calls with one key is a log-ratio on shared masks. Arguments as in
   `draw_masks` and `estimate`.
   """
+  checks.check_int("num_prompt", num_prompt, minimum=0)
+  _check_implementation(implementation)
 
   def elbo_fn(params, key, tokens, valid=None):
     masks = draw_masks(key, tokens, law=law, num_prompt=num_prompt, valid=valid)
@@ -190,6 +188,14 @@ def estimator(
     )
 
   return elbo_fn
+
+
+def _check_implementation(implementation):
+  if implementation not in IMPLEMENTATIONS:
+    raise ValueError(
+      f"implementation must be one of {IMPLEMENTATIONS}, got "
+      f"{implementation!r}."
+    )
 
 
 def _check_prompt(num_prompt, length):

@@ -112,6 +112,7 @@ def double_monte_carlo(
       uniform time, biased by about `min_time`).
     min_time: As in `ctmc.bernoulli_masks`; `"count"` does not use it.
   """
+  checks.check_int("num_draws", num_draws)
   if law == "count":
     return masks_lib.count_masks(num_draws, stratified=False)
   if law == "bernoulli":

@@ -177,8 +177,8 @@ def constrained_hmc(
   """
   step_size = checks.check_finite("step_size", step_size, positive=True)
   checks.check_int("num_steps", num_steps)
-  if not 0 <= persistence < 1:
-    raise ValueError(f"persistence must lie in [0, 1), got {persistence}.")
+  checks.check_int("max_iters", max_iters)
+  checks.check_range("persistence", persistence, 0, 1, ends="[)")
   if eq_fn is None and ineq_fn is None:
     raise ValueError("pass eq_fn, ineq_fn or both; without them use mala.")
 

@@ -75,10 +75,7 @@ def one_step(
     TypeError: If there is no network.
   """
   checks.check_int("num_prompt", num_prompt, minimum=0)
-  if checks.is_concrete(prompt_mask_prob) and not 0 <= prompt_mask_prob <= 1:
-    raise ValueError(
-      f"prompt_mask_prob must lie in [0, 1], got {prompt_mask_prob}."
-    )
+  checks.check_range("prompt_mask_prob", prompt_mask_prob, 0, 1)
   if token_log_probs is None:
     if logits_fn is None:
       raise TypeError("pass logits_fn or token_log_probs, got neither.")

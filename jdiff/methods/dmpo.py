@@ -306,8 +306,7 @@ def exact_target(
 def _parts(log_ratio, rewards, temperature, coefficient, min_ess_fraction):
   """Exponents `[Q]`, cut ratios and `rewards / temperature`, `[Q, N]`."""
   checks.check_finite("reward_temperature", temperature, positive=True)
-  if checks.is_concrete(coefficient) and not 0 <= coefficient <= 1:
-    raise ValueError(f"coefficient must lie in [0, 1], got {coefficient}.")
+  checks.check_range("coefficient", coefficient, 0, 1)
   checks.check_shape("rewards", rewards, (None, None))
   checks.check_shape("log_ratio", log_ratio, np.shape(rewards))
   if np.shape(rewards)[1] < 2:

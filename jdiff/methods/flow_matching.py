@@ -152,9 +152,7 @@ def prepare(
       raise TypeError(f"pairs.label must be integers, got dtype {label.dtype}.")
   if null_label is not None:
     checks.check_int("null_label", null_label, minimum=0)
-  checks.check_finite("label_dropout", label_dropout)
-  if not 0 <= label_dropout <= 1:
-    raise ValueError(f"label_dropout must lie in [0, 1], got {label_dropout}.")
+  checks.check_range("label_dropout", label_dropout, 0, 1)
   if label_dropout:
     if label is None or null_label is None:
       missing = "pairs.label" if label is None else "null_label"

@@ -75,6 +75,7 @@ def group_advantages(
     ValueError: If a group has one member, or a known reward is not finite.
   """
   checks.check_shape("rewards", rewards, (None, None))
+  checks.check_numbers("rewards", rewards)
   size = np.shape(rewards)[1]
   if size < 2:
     raise ValueError(
@@ -245,7 +246,7 @@ def kl_estimate(log_ref_ratio: jax.Array, kind: str = "k3") -> jax.Array:
     d = jnp.clip(log_ref_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO)
     # Near zero exp(d) - 1 would lose what is left after - d.
     return jnp.expm1(d) - d
-  raise ValueError(f"kl must be 'k1', 'k2' or 'k3', got {kind!r}.")
+  raise ValueError(f"kind must be 'k1', 'k2' or 'k3', got {kind!r}.")
 
 
 def check_options(clip, kl_weight, kl: str, ref, ref_name: str) -> None:

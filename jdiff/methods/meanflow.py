@@ -95,9 +95,7 @@ def meanflow(
     TypeError: If a dtype is of the wrong kind.
   """
   keys, pairs = fm.prepare(key, pairs, null_label, label_dropout)
-  checks.check_finite("ratio", ratio)
-  if not 0 <= ratio <= 1:
-    raise ValueError(f"ratio must lie in [0, 1], got {ratio}.")
+  checks.check_range("ratio", ratio, 0, 1)
   checks.check_finite("power", power)
   checks.check_finite("constant", constant, positive=True)
   draw_time = fm.logit_normal(-0.4, 1.0) if draw_time is None else draw_time

@@ -181,8 +181,7 @@ def relative(
       A smaller `g` would never end.
   """
   _check_criterion(min_fraction, max_kl)
-  if not 0 <= min_remaining < 1:
-    raise ValueError(f"min_remaining must lie in [0, 1), got {min_remaining}.")
+  checks.check_range("min_remaining", min_remaining, 0, 1, ends="[)")
 
   def rule(progress, buffer, axis_name=None):
     buffer = _finite(buffer)

@@ -148,11 +148,10 @@ def make_gates(
     ValueError: If an option does not fit, an importance is seen to be NaN, or
       `keep_one` leaves too few heads to close.
   """
+  checks.check_numbers("importance", importance)
   importance = jnp.asarray(importance)
   checks.check_shape("importance", importance, (None, None))
-  checks.check_finite("fraction", fraction)
-  if not 0 <= fraction <= 1:
-    raise ValueError(f"fraction must lie in [0, 1], got {fraction}.")
+  checks.check_range("fraction", fraction, 0, 1)
   if scope not in ("global", "layer"):
     raise ValueError(f"scope must be 'global' or 'layer', got {scope!r}.")
   if checks.is_concrete(importance) and np.isnan(np.asarray(importance)).any():

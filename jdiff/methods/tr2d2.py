@@ -260,6 +260,8 @@ def summary(
 
 
 def _finite(name, values):
+  if not len(values):
+    raise ValueError(f"{name} must hold a number for each objective, got ().")
   for value in values:
     checks.check_finite(name, value)
   return jnp.asarray(values, jnp.float32)

@@ -65,6 +65,7 @@ def wdce(
   Returns:
     `(per_example [B], info)`.
   """
+  checks.check_tokens("samples", samples)
   checks.check_shape("log_weights", log_weights, (samples.shape[0],))
   factors = coefficients(
     log_weights,
@@ -189,6 +190,8 @@ def draw(
     log_weights: `[N]`, `-inf` where there is no sample.
     num_samples: How many.
   """
+  checks.check_numbers("log_weights", log_weights)
+  checks.check_shape("log_weights", log_weights, samples.shape[:1])
   none = jnp.all(log_weights == -jnp.inf)
   index = weights.resample(key, jnp.where(none, 0.0, log_weights), num_samples)
   return samples[index]

@@ -340,5 +340,4 @@ def _clip_shape(parts, clip):
 
 def _check(parts, context_noise):
   rollout.check_sizes(parts.layout, parts.view, parts.memory, parts.window)
-  if not 0 <= context_noise <= 1:
-    raise ValueError(f"context_noise must lie in [0, 1], got {context_noise}.")
+  checks.check_range("context_noise", context_noise, 0, 1)

@@ -85,10 +85,9 @@ def autoencoder(
     TypeError: If a size is no integer or `compute_dtype` no float dtype; from
       the functions, if the argument is not floating.
   """
+  checks.check_sizes("shape", shape)
   if len(shape) != 3:
     raise ValueError(f"shape must be (H, W, C), got {tuple(shape)}.")
-  for size in shape:
-    checks.check_int("every size in shape", size)
   frame = (shape[0], shape[1], shape[2])  # a list would not hash
   sizes = dict(
     num_latents=num_latents,

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jdiff.core import checks
+from jdiff.core import checks, files
 from jdiff.nets.network import Network
 from jdiff.nets.transformer import transformer
 
@@ -207,15 +207,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   Raises:
     ValueError: If it is too large, or is none.
   """
-  size = path.stat().st_size
-  if size > MAX_JSON_BYTES:
-    raise ValueError(
-      f"{path} must hold at most {MAX_JSON_BYTES} bytes, got {size}."
-    )
-  try:
-    value = json.loads(path.read_text(encoding="utf-8"))
-  except (ValueError, RecursionError) as error:
-    raise ValueError(f"{path} is not valid JSON ({error}).") from None
+  value = files.read_json(path, MAX_JSON_BYTES)
   if not isinstance(value, dict):
     raise ValueError(f"{path} must be a JSON object.")
   return value

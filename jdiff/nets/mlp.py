@@ -46,10 +46,8 @@ def mlp(
   """
   checks.check_int("length", length)
   checks.check_int("num_tokens", num_tokens)
-  if not hidden:
+  if not checks.check_sizes("hidden", hidden):
     raise ValueError("hidden must name at least one layer's width, got ().")
-  for width in hidden:
-    checks.check_int("every width in hidden", width)
   module = _MLP(
     length=length,
     num_tokens=num_tokens,

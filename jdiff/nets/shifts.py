@@ -37,8 +37,7 @@ def shifts(
   checks.check_int("num_tokens", num_tokens)
   checks.check_int("num_codes", num_codes)
   checks.check_int("reach", reach, 0)
-  if not 0 < floor < 1:
-    raise ValueError(f"floor must lie in (0, 1), got {floor}.")
+  checks.check_range("floor", floor, 0, 1, ends="()")
   offsets = [
     (i, j) for i in range(-reach, reach + 1) for j in range(-reach, reach + 1)
   ]

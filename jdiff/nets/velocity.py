@@ -53,10 +53,8 @@ def velocity_mlp(
     TypeError: If a size is no integer or `compute_dtype` no float dtype.
   """
   checks.check_int("dim", dim)
-  if not hidden:
+  if not checks.check_sizes("hidden", hidden):
     raise ValueError("hidden must name at least one layer's width, got ().")
-  for width in hidden:
-    checks.check_int("every width in hidden", width)
   checks.check_int("num_classes", num_classes, minimum=0)
   checks.check_finite("max_frequency", max_frequency, positive=True)
   module = _VelocityMLP(

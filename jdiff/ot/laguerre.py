@@ -211,6 +211,8 @@ def potential_from_bias(bias: jax.Array, points: jax.Array) -> jax.Array:
 
 def check(noise: jax.Array, points: jax.Array, bias: jax.Array) -> None:
   """Raises unless the shapes are `[B, D]`, `[M, D]` and `[M]`."""
+  for name, array in (("noise", noise), ("points", points), ("bias", bias)):
+    checks.check_numbers(name, array)
   checks.check_shape("points", points, (None, None))
   checks.check_shape("noise", noise, (None, points.shape[1]))
   checks.check_shape("bias", bias, points.shape[:1])

@@ -98,6 +98,7 @@ def quotas(
     num_pairs: `P`.
     count: `[M]`, how often each point is used now.
   """
+  checks.check_int("num_pairs", num_pairs)
   count = np.asarray(count)
   if weights is None:
     weights = np.full(len(count), 1 / len(count))

@@ -121,6 +121,8 @@ def minibatch(noise: np.ndarray, data: np.ndarray) -> np.ndarray:
     noise: `[B, ...]`.
     data: `[B, ...]`.
   """
+  for name, rows in (("noise", noise), ("data", data)):
+    checks.check_numbers(name, rows)
   checks.check_shape("data", data, np.shape(noise))
   noise, data = (np.asarray(x).reshape(len(x), -1) for x in (noise, data))
   cost = spatial.distance.cdist(noise, data, "sqeuclidean")

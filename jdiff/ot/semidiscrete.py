@@ -121,6 +121,8 @@ def solve(
   Raises:
     ValueError: If shapes, sizes or weights do not fit.
   """
+  checks.check_key(key)
+  checks.check_numbers("points", points)
   checks.check_shape("points", points, (None, None))
   num_points = points.shape[0] * iteration.axis_size(axis_name)
   checks.check_int("number of points", num_points, 2)
@@ -366,7 +368,14 @@ def marginal_error(
 
   Its standard deviation at the optimum is about `sqrt(2 M) / num_samples`.
   """
+  checks.check_key(key)
+  checks.check_numbers("points", points)
+  checks.check_shape("points", points, (None, None))
   num_points = points.shape[0]
+  checks.check_numbers("bias", bias)
+  checks.check_shape("bias", bias, (num_points,))
+  checks.check_int("num_samples", num_samples)
+  checks.check_int("batch_size", batch_size)
   problem = iteration.cells(
     points,
     _weights(weights, num_points, num_points, None),

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jdiff.core import checks
+from jdiff.core import checks, files
 from jdiff.core import keys as keys_lib
 from jdiff.ot import laguerre, marginals, pairing
 from jdiff.ot.iteration import Source
@@ -195,13 +195,16 @@ def load(
     ValueError: If the table was made for other points, another order or scale,
       other classes or weights, or another random number generator.
   """
-  with np.load(pathlib.Path(path), allow_pickle=False) as stored:
-    table = Table(
-      stored["index"],
-      int(stored["seed"]),
-      str(stored["fingerprint"]),
-      int(stored["num_moved"]),
-    )
+  stored = files.load_arrays(path)
+  lost = [name for name in Table._fields if name not in stored]
+  if lost:
+    raise ValueError(f"{path} must be a file of `save`, and lacks {lost[0]!r}.")
+  table = Table(
+    stored["index"],
+    int(stored["seed"]),
+    str(stored["fingerprint"]),
+    int(stored["num_moved"]),
+  )
   mark = fingerprint(points, table.seed, labels=labels, weights=weights)
   if mark != table.fingerprint:
     raise ValueError(

@@ -306,6 +306,7 @@ def loss_gap_ceiling(
     alpha: Weight of the data.
     sigma: Standard deviation of the noise.
   """
+  checks.check_int("dim", dim)
   signal = jnp.asarray(alpha) ** 2 * variance
   noise = jnp.asarray(sigma) ** 2
   return dim * signal / (noise * (signal + noise))
@@ -337,6 +338,8 @@ class _Posterior(NamedTuple):
 
 
 def _posterior(x, data, alpha, sigma, mask, chunk_size, axis_name):
+  checks.check_numbers("x", x)
+  checks.check_numbers("data", data)
   x, data = jnp.asarray(x), jnp.asarray(data)
   if x.ndim < 1:
     raise ValueError("x must have shape [B, ...], got [].")

@@ -45,6 +45,7 @@ def interpolate(
     ValueError: If the shapes do not fit.
   """
   schedule = linear() if schedule is None else schedule
+  checks.check_numbers("t", t)
   checks.check_shape("data", data, noise.shape)
   checks.check_shape("t", t, noise.shape[:1])
   t = expand(t, noise)

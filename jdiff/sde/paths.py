@@ -266,6 +266,7 @@ def bridge(
   """
   data = widen(jnp.asarray(data))
   reference.check_shape(data.shape[1:])
+  checks.check_numbers("t", t)
   checks.check_shape("t", t, data.shape[:1])
   keys = keys_lib.per_example(key, data.shape[0])
   t = jnp.asarray(t, data.dtype)
@@ -366,9 +367,7 @@ def _simulate(
   keep,
 ):
   num_samples = checks.check_int("num_samples", num_samples)
-  shape = tuple(
-    checks.check_int("every size in shape", size, minimum=0) for size in shape
-  )
+  shape = checks.check_sizes("shape", shape, minimum=0)
   reference.check_shape(shape)
   keys = keys_lib.per_example(key, num_samples)
   steps = _steps(reference, times, spread, times.dtype)

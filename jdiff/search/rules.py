@@ -58,7 +58,7 @@ class Backup(NamedTuple):
 
 def uct(exploration: float = 0.1) -> Score:
   """`value + c sqrt(log N_parent / N)`, UCB1 on trees (Kocsis, 2006)."""
-  checks.check_finite("exploration", exploration)
+  _check(exploration)
 
   def score(children):
     log_n = jnp.log(jnp.maximum(children.parent_visits, 1))
@@ -74,7 +74,7 @@ def puct(exploration: float = 0.1) -> Score:
   The children are draws of the policy, so that `p` counts its preference a
   second time.
   """
-  checks.check_finite("exploration", exploration)
+  _check(exploration)
 
   def score(children):
     prior = jax.nn.softmax(children.log_policy_step)
@@ -91,7 +91,7 @@ def tr2d2(exploration: float = 0.1) -> Score:
   A log-probability is negative, so that this is a penalty which visits take
   away: the opposite of a bonus. For comparison.
   """
-  checks.check_finite("exploration", exploration)
+  _check(exploration)
 
   def score(children):
     root = jnp.sqrt(children.parent_visits)
@@ -167,3 +167,8 @@ MAX = Backup(
   lambda total, visits: total,
 )
 """The best reward below a node."""
+
+
+def _check(exploration):
+  if checks.check_finite("exploration", exploration) < 0:
+    raise ValueError(f"exploration must be >= 0, got {exploration}.")

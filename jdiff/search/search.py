@@ -119,6 +119,8 @@ def tree_search(
   Raises:
     ValueError: If sizes do not fit, or the tree has no room for `T`.
   """
+  checks.check_int("length", length)
+  temperature = checks.check_finite("temperature", temperature, positive=True)
   checks.check_int("num_children", num_children)
   checks.check_int("num_expansions", num_expansions)
   checks.check_int("num_objectives", num_objectives)

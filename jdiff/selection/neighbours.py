@@ -167,12 +167,8 @@ def search(
 
 def as_rows(name: str, array: jax.Array) -> jax.Array:
   """`[N, ...]` numbers as `[N, D]`, or says what is wrong with them."""
+  checks.check_numbers(name, array)
   array = jnp.asarray(array)
-  if not (
-    jnp.issubdtype(array.dtype, jnp.floating)
-    or jnp.issubdtype(array.dtype, jnp.integer)
-  ):
-    raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}.")
   if array.ndim < 1 or not array.size:
     raise ValueError(
       f"{name} must have shape [N, ...] and not be empty, got "

@@ -193,8 +193,7 @@ def threshold_decay(
   decay = checks.check_finite("decay", decay)
   if checks.is_concrete(threshold) and threshold < 0:
     raise ValueError(f"threshold must be >= 0, got {threshold}.")
-  if checks.is_concrete(decay) and not 0 <= decay < 1:
-    raise ValueError(f"decay must lie in [0, 1), got {decay}.")
+  checks.check_range("decay", decay, 0, 1, ends="[)")
   order = jnp.arange(size, dtype=jnp.int32)
   if key is not None:
     checks.check_key(key)

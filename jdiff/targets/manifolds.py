@@ -219,8 +219,7 @@ def stiefel(
 
 def cap(height: float = 0.0, kappa: float = 0.0) -> ConstrainedTarget:
   """`{|x| = 1, z >= height}` in `R^3` with `f = -kappa z`."""
-  if not -1 < height < 1:
-    raise ValueError(f"height must lie in (-1, 1), got {height}.")
+  checks.check_range("height", height, -1, 1, ends="()")
   checks.check_finite("kappa", kappa)
 
   def exact():

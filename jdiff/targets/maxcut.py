@@ -211,6 +211,7 @@ def regular(num_nodes: int, degree: int, *, seed: int = 0) -> np.ndarray:
       "degree must be below num_nodes and num_nodes * degree even, got "
       f"num_nodes={num_nodes}, degree={degree}."
     )
+  checks.check_int("seed", seed, 0)
   rng = np.random.default_rng(seed)
   dense = 2 * degree >= num_nodes
   linked = None

@@ -58,6 +58,12 @@ def mixture(
     ValueError: If the shapes do not fit, or values are seen to be no mixture's.
   """
   concrete = checks.is_concrete(weights, means, covariances)
+  for name, array in (
+    ("weights", weights),
+    ("means", means),
+    ("covariances", covariances),
+  ):
+    checks.check_numbers(name, array)
   # On the host in float64: float32 could turn small eigenvalues negative.
   xp: Any = np if concrete else jnp
   share, centres, spread = (
@@ -212,6 +218,7 @@ def sample(mixture: Mixture, key: jax.Array, num_samples: int) -> jax.Array:
     key: One PRNG key, or `[N]` keys; consumed.
     num_samples: Draws `N`.
   """
+  checks.check_int("num_samples", num_samples)
 
   def draw(key):
     key_component, key_noise = jax.random.split(key)

@@ -104,8 +104,7 @@ def lennard_jones(
   oscillator = checks.check_finite("oscillator", oscillator, positive=True)
   core = checks.check_finite("core", core)
   # Smaller ones overflow float32.
-  if not 0.01 <= core < 1:
-    raise ValueError(f"core must lie in [0.01, 1), got {core}.")
+  checks.check_range("core", core, 0.01, 1, ends="[)")
   slope = 12 * (core**-7 - core**-13)
 
   def pair(r, xp):

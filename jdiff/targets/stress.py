@@ -38,8 +38,8 @@ def stress(
   checks.check_int("num_eq", num_eq)
   checks.check_int("num_ineq", num_ineq, 0)
   checks.check_int("dim", dim, num_eq + num_ineq + 2)
-  if not 0 < blocked <= 0.5:
-    raise ValueError(f"blocked must lie in (0, 0.5], got {blocked}.")
+  checks.check_range("blocked", blocked, 0, 0.5, ends="(]")
+  checks.check_int("seed", seed, 0)
   rng = np.random.default_rng(seed)
   planes = rng.normal(size=(num_eq - 1, dim))
   offsets = 0.1 * rng.normal(size=num_eq - 1)

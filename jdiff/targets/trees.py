@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jdiff.core import checks
+from jdiff.core import checks, files
 
 OBJECTIVES = ("binary:logistic", "reg:squarederror")
 """A logistic model answers probabilities, the other one its plain sum."""
@@ -159,7 +159,7 @@ class TreeEnsemble:
 
 
 def _read(path) -> Any:
-  data = pathlib.Path(path).read_bytes()
+  data = files.check_size(path, files.MAX_TEXT_BYTES).read_bytes()
   if data.startswith(b"version https://git-lfs"):
     raise ValueError(
       f"{path} is a Git-LFS pointer and not the model; fetch the file itself "

@@ -78,6 +78,8 @@ class Memory(NamedTuple):
 
 def empty_frames(num_frames: int, num_cells: int) -> Frames:
   """Slots without a frame."""
+  checks.check_int("num_frames", num_frames)
+  checks.check_int("num_cells", num_cells)
   return Frames(
     tokens=jnp.zeros((num_frames, num_cells), jnp.int32),
     pose=jnp.zeros((num_frames, 3), jnp.int32),
@@ -166,8 +168,7 @@ def bank(
     raise ValueError(
       f"rank must be one of {', '.join(_RANKINGS)}, got {rank!r}."
     )
-  if not 0 <= min_gain < 1:
-    raise ValueError(f"min_gain must lie in [0, 1), got {min_gain}.")
+  checks.check_range("min_gain", min_gain, 0, 1, ends="[)")
 
   def init():
     return Bank(empty_frames(capacity, view.num_cells), jnp.int32(0))
@@ -370,8 +371,7 @@ def gated(
   checks.check_int("num_tokens", num_tokens)
   checks.check_int("num_features", num_features, 2)
   for name, value in (("decay", decay), ("rate", rate)):
-    if not 0 < value <= 1:
-      raise ValueError(f"{name} must lie in (0, 1], got {value}.")
+    checks.check_range(name, value, 0, 1, ends="(]")
   key = jax.random.key(0) if key is None else key
   shape = (num_features // 2, 2)
   if view.period is None:

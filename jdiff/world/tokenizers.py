@@ -186,6 +186,7 @@ def fsq_codes(tokens: jax.Array, levels: Sequence[int]) -> jax.Array:
   """
   levels = _check_levels(levels)
   num_tokens = _num_tokens("levels", levels)
+  checks.check_integers("tokens", tokens)
   _check_integers("tokens", jnp.expand_dims(tokens, -1), (num_tokens,))
   digits = _digits(tokens, levels)
   unit = _aligned(np.asarray(levels) // 2, digits)
@@ -372,9 +373,9 @@ def _check_pair(name: str, pair: Sequence[int]) -> tuple[int, int]:
 
 
 def _check_levels(levels: Sequence[int]) -> tuple[int, ...]:
-  if not len(levels):
+  levels = checks.check_sizes("levels", levels)
+  if not levels:
     raise ValueError("levels must hold a number for each latent, got ().")
-  levels = tuple(checks.check_int("every one of levels", n) for n in levels)
   if min(levels) < 3:
     raise ValueError(
       f"levels must each be >= 3, got {levels}: the bounds of two levels are "

@@ -154,7 +154,7 @@ def test_held_out_rows_stay_out():
     ("step_size", -1.0, "step_size must be positive"),
     ("burn_in", 1.0, "config.burn_in must lie in"),
     ("num_chains", 0, "config.num_chains"),
-    ("epsilon", -0.1, "config.epsilon must lie in"),
+    ("epsilon", -0.1, "config.epsilon must be >= 0"),
   ],
 )
 def test_bad_config(field, value, message):

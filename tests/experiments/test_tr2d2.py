@@ -333,7 +333,7 @@ def test_a_variant_traces(module, name):
     ("sampler.temperature", 0.0, "config.sampler.temperature must be"),
     ("reward_temperature", -1.0, "config.reward_temperature must be"),
     ("num_steps", 3, "whole rounds of config.search.num_expansions"),
-    ("ema_decay", 1.5, r"config.ema_decay must lie in \[0, 1\]"),
+    ("ema_decay", 1.5, r"config.ema_decay must lie in \[0, 1\)"),
     ("objective_weights", (1.0, 2.0), "one number for each of reward"),
     ("objective_ideal", (1.0, 2.0), "one number for each of reward"),
     ("problem.kind", "nothing", "config.problem.kind must be one of"),

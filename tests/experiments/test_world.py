@@ -341,7 +341,7 @@ def test_latent_actions_label_clips():
     ("context_noise", 1.5, r"config.context_noise must lie in \[0, 1\]"),
     ("sampler.num_steps", 26, "num_steps must be at most the 25 open sites"),
     ("sampler.order", "left", "config.sampler.order must be 'confidence'"),
-    ("sampler.temperature", -1.0, "config.sampler.temperature must lie in"),
+    ("sampler.temperature", -1.0, "config.sampler.temperature must be >= 0"),
     ("sampler.min_p", 1.5, r"config.sampler.min_p must lie in \[0, 1\)"),
     ("eval.num_prefix", 0, "config.eval.num_prefix must be >= 1"),
     (
@@ -353,7 +353,7 @@ def test_latent_actions_label_clips():
     ("batch_size", 0, "config.batch_size must be >= 1"),
     ("warmup_steps", -1, "config.warmup_steps must be >= 0"),
     ("learning_rate", 0.0, "config.learning_rate must be"),
-    ("ema_decay", 1.5, r"config.ema_decay must lie in \[0, 1\]"),
+    ("ema_decay", 1.5, r"config.ema_decay must lie in \[0, 1\)"),
   ],
 )
 def test_bad_configs(field, value, message):
