@@ -78,7 +78,7 @@ def kernel(
     fit=fit,
     sample=sample,
     paradigm=arm.paradigm,
-    num=config.num,
+    num=config.num_train,
     oversample=config.oversample if selects else 1,
     fresh_share=config.fresh_share if arm.paradigm == "fresh" else None,
     selector=selector(arm, config),
@@ -93,11 +93,11 @@ def selector(
   if arm.selector is None:
     return None
   if arm.selector == "greedy":
-    choose = functools.partial(selection.greedy, num=config.num)
+    choose = functools.partial(selection.greedy, num=config.num_train)
   else:
     choose = functools.partial(
       selection.threshold_decay,
-      num=config.num,
+      num=config.num_train,
       threshold=config.select.threshold,
       decay=config.select.decay,
     )
@@ -107,7 +107,7 @@ def selector(
 def num_real(arms: list[Arm], config: Any) -> int:
   """Real rows that the loop uses up, those of `"fresh"` arms included."""
   if not any(arm.paradigm == "fresh" for arm in arms):
-    return config.num
+    return config.num_train
   # The last generation's successor is made too, if never trained on.
-  fresh = round(config.fresh_share * config.num)
-  return config.num + config.num_generations * fresh
+  fresh = round(config.fresh_share * config.num_train)
+  return config.num_train + config.num_generations * fresh

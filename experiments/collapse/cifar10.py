@@ -38,7 +38,7 @@ def get_config(variant: str = "paper"):
 def _base():
   config = defaults.base("cifar10")
   flow_defaults.dit(config, width=384, num_layers=12, num_heads=6)
-  config.num = 32_768
+  config.num_train = 32_768
   config.num_generations = 9
   config.select.threshold = 40.0
   config.measure.num_components = 100

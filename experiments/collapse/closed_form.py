@@ -33,7 +33,7 @@ def build(config: ml_collections.ConfigDict) -> training.Study:
   """
   fields_lib.check(config)
   arms = arms_lib.parse_all(config.arms)
-  checks.check_int("config.num", config.num, 2)
+  checks.check_int("config.num_train", config.num_train, 2)
   programs = {arm: _program(arm, config) for arm in arms}
 
   def run(workdir: pathlib.Path, progress: bool) -> dict[str, Any]:
@@ -150,12 +150,12 @@ def _measure(arm, config, variance):
   if arm.selector is None:
     mean = expected_variance(
       arm.paradigm,
-      num=config.num,
+      num=config.num_train,
       num_generations=generations,
       fresh_share=config.fresh_share if arm.paradigm == "fresh" else None,
     )
     if arm.paradigm == "replace":
-      log_mean = expected_log_variance(config.num, generations)
+      log_mean = expected_log_variance(config.num_train, generations)
   log_variance = np.log(variance)
   entropy = NORMAL_ENTROPY + 0.5 * log_variance
   table = {}

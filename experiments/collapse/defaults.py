@@ -18,7 +18,7 @@ def loop(config: ml_collections.ConfigDict) -> None:
     "accumulate+greedy",
   )
   # Rows of a training set, and of the samples that are measured.
-  config.num = 400
+  config.num_train = 400
   config.num_generations = 5
   # Samples a generation over num, where an arm selects.
   config.oversample = 2
@@ -73,7 +73,7 @@ def gaussian() -> ml_collections.ConfigDict:
   config.seed = 0
   loop(config)
   config.arms = ("replace", "accumulate_subsample", "accumulate")
-  config.num = 10
+  config.num_train = 10
   config.select.threshold = 1.0
   # Loops, from other real rows each.
   config.num_chains = 40_000

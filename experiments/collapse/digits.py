@@ -30,7 +30,7 @@ VARIANTS = {
   "fresh": {"arms": ("replace", "fresh", "fresh+greedy")},
   "copying": {
     "arms": ("replace",),
-    "num": 64,
+    "num_train": 64,
     "num_eval": 128,
     "num_steps": 2500,
   },

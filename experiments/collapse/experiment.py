@@ -58,7 +58,7 @@ def build(
   shape = dataset.image_shape or real.shape[1:]
   if config.net.kind == "mlp":
     real, held_out = (x.reshape(len(x), -1) for x in (real, held_out))
-  first = real[: config.num]
+  first = real[: config.num_train]
   spaces = {
     report.PIXELS: _pixels,
     report.PCA: features_lib.pca(first, config.measure.num_components),
@@ -76,7 +76,7 @@ def build(
 def stand_in(config: ml_collections.ConfigDict) -> training.Experiment:
   """The training of a generation, on rows made up."""
   fields_lib.check(config)
-  rows = data_lib.stand_in(config.data.name, config.num).train
+  rows = data_lib.stand_in(config.data.name, config.num_train).train
   if config.net.kind == "mlp":
     rows = rows.reshape(len(rows), -1)
   fields = generation_lib.make_config(config, "stand_in", 0, rows.shape[1:])
@@ -90,7 +90,10 @@ class _Loop:
     self.config, self.arms, self.shape = config, arms, shape
     self.real, self.spaces = real, spaces
     self.measures = report.Measures(
-      config, jnp.asarray(real[: config.num]), jnp.asarray(held_out), spaces
+      config,
+      jnp.asarray(real[: config.num_train]),
+      jnp.asarray(held_out),
+      spaces,
     )
     # Of no generation: it samples for all of them, compiled once.
     fields = generation_lib.make_config(config, "sampler", 0, real.shape[1:])
@@ -100,7 +103,7 @@ class _Loop:
       self.kernel(arm, pathlib.Path(), "", False).init(self.rows_of(arm))
       choose = arms_lib.selector(arm, config)
       if choose is not None:
-        pool = np.zeros((config.oversample * config.num, 1), np.float32)
+        pool = np.zeros((config.oversample * config.num_train, 1), np.float32)
         jax.eval_shape(choose, jax.random.key(0), pool)
 
   def run(self, workdir: pathlib.Path, progress: bool) -> dict[str, Any]:
@@ -193,7 +196,7 @@ class _Loop:
   def rows_of(self, arm):
     """The real rows that an arm begins with."""
     fresh = arm.paradigm == "fresh"
-    return self.real if fresh else self.real[: self.config.num]
+    return self.real if fresh else self.real[: self.config.num_train]
 
   def pictures(self, state):
     """The first samples of each generation, and real rows."""
@@ -220,7 +223,7 @@ def _split(config, dataset, arms):
   if len(train) < wanted:
     use = "" if apart else ", two of them held out"
     raise ValueError(
-      f"config.num={config.num} wants {wanted} real rows{use}, got "
+      f"config.num_train={config.num_train} wants {wanted} real rows{use}, got "
       f"{len(train)} in {dataset.name!r}; lower it."
     )
   held_out = test if apart else train[num : len(train)]
@@ -228,10 +231,10 @@ def _split(config, dataset, arms):
 
 
 def _check(config) -> None:
-  checks.check_int("config.num", config.num, 2)
-  if config.measure.k >= config.num:
+  checks.check_int("config.num_train", config.num_train, 2)
+  if config.measure.k >= config.num_train:
     raise ValueError(
-      f"config.measure.k must be below num={config.num}, got "
+      f"config.measure.k must be below num_train={config.num_train}, got "
       f"{config.measure.k}."
     )
   if config.conditional:

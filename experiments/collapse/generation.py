@@ -17,7 +17,7 @@ from jdiff import training
 
 LOOP_FIELDS = (
   "arms",
-  "num",
+  "num_train",
   "num_generations",
   "oversample",
   "fresh_share",

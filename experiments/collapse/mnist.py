@@ -17,7 +17,7 @@ from experiments.common import config as config_lib
 VARIANTS = {
   "smoke": {
     "arms": ("replace",),
-    "num": 200,
+    "num_train": 200,
     "num_generations": 2,
     "net.width": 32,
     "net.num_layers": 2,
@@ -26,7 +26,7 @@ VARIANTS = {
   },
   "cpu": {},
   "pod": {
-    "num": 4000,
+    "num_train": 4000,
     "net.width": 384,
     "net.num_layers": 12,
     "net.num_heads": 6,
@@ -50,7 +50,7 @@ def _base():
   config = defaults.base("mnist", test_share=0.0)
   flow_defaults.dit(config, width=64, num_layers=4, num_heads=4, patch_size=4)
   config.arms = ("replace", "replace+greedy")
-  config.num = 1000
+  config.num_train = 1000
   config.select.threshold = 30.0
   config.measure.num_components = 50
   config.batch_size = 64

@@ -2,8 +2,8 @@
 
 Entropies of different spaces, or of sets of different size, must not be
 compared: metrics are named by their space (none for pixels), and every entropy
-is that of `config.num` rows. `memorised` goes the wrong way inside the loop:
-training sets of samples are full of near duplicates, so that the second
+is that of `config.num_train` rows. `memorised` goes the wrong way inside the
+loop: training sets of samples are full of near duplicates, so that the second
 nearest row is as near as the first. Read `gs`.
 """
 
@@ -37,10 +37,10 @@ class Measures:
   """
 
   def __init__(self, config, real, held_out, spaces):
-    self.num, self.spaces = config.num, spaces
+    self.num, self.spaces = config.num_train, spaces
     self._held_out = {name: f(held_out) for name, f in spaces.items()}
     self._in_space = jax.jit(
-      functools.partial(_in_space, num=config.num, k=config.measure.k)
+      functools.partial(_in_space, num=config.num_train, k=config.measure.k)
     )
     self._whole = jax.jit(_whole)
     found = selection.nearest(real, real, 1, exclude_self=True)
@@ -182,7 +182,8 @@ def _pearson(x, y):
 def text(config, dim: int, histories: History) -> str:
   """The main numbers at a glance, with what they depend on."""
   head = (
-    f"{config.name}: N = {config.num}, d = {dim}, k = {config.measure.k}, "
+    f"{config.name}: N = {config.num_train}, d = {dim}, "
+    f"k = {config.measure.k}, "
     f"{config.oversample} N samples where an arm selects (in "
     f"{config.select.space}), {max(config.eval_steps)} Euler steps, no "
     f"clipping, seed {config.seed}"

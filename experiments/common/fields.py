@@ -71,8 +71,8 @@ _FLAGS = """
 _NAMES = """
   admission backup baseline cache checkpoint column criterion
   directory disorder edges_file eval_path experiment format function game
-  graph implementation kind kl labels law loss mask_law memory.rank mlp name
-  order path pick ratio ratio_norm remat_policy rule sampler schedule scope
+  graph implementation kernel kind kl labels law loss mask_law memory.rank mlp
+  name order path pick ratio ratio_norm remat_policy rule schedule scope
   score source space style data.tokenizer variant weighting workdir
 """
 _COUNTS = """
@@ -202,15 +202,13 @@ def check(config: Mapping[str, Any], prefix: str = "") -> None:
   for name, value in config.items():
     path = f"{prefix}{name}"
     rule = law(path)
-    # A sampler is a name in one system, and several fields in others.
-    group = name in _GROUPS and (rule is None or path == "sampler")
     if isinstance(value, Mapping) or hasattr(value, "items"):
-      if rule is not None and not group:
+      if rule is not None:
         raise TypeError(
           f"config.{path} must be a value, got a group of fields."
         )
       check(value, f"{path}.")
-    elif group and rule is None:
+    elif name in _GROUPS and rule is None:
       raise TypeError(
         f"config.{path} must be a group of fields, got {value!r}."
       )

@@ -131,7 +131,7 @@ class _Arms:
     table = _joined(metrics)
     if not jax.process_index():
       self.draw(workdir / "figures", table, importance, gates, pictures)
-    return table | {"nfe": self.config.sample_steps}
+    return table | {"nfe": self.config.sampler.num_steps}
 
   def importance(self, network) -> np.ndarray:
     """`[L, H]`, of the loss at the small times of the paper's Beta law."""

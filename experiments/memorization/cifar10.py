@@ -47,7 +47,7 @@ def _base():
   config.learning_rate = 1e-4
   config.warmup_steps = 1000
   config.ema_decay = 0.9999
-  config.sample_steps = 50
+  config.sampler.num_steps = 50
   config.num_eval = 10_000
   config.log_every = 100
   config.eval_every = 20_000

@@ -43,7 +43,7 @@ def base(experiment: str, name: str, **data) -> ml_collections.ConfigDict:
   config.warmup_steps = 0
   config.ema_decay = 0.99
 
-  config.sample_steps = 40
+  config.sampler = ml_collections.ConfigDict({"num_steps": 40})
   config.num_eval = 1024
   config_lib.add_loop(config, log_every=50, eval_every=500)
   return config

@@ -216,6 +216,7 @@ def _gates(config) -> jax.Array | None:
 
 
 def _check(config) -> None:
+  checks.check_int("config.sampler.num_steps", config.sampler.num_steps)
   # Precision and recall want a third neighbour.
   checks.check_int("config.num_eval", config.num_eval, 8)
   if config.warmup_steps >= config.num_steps:

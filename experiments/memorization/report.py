@@ -89,7 +89,7 @@ class Reporter:
     train, test = self.train, self.test
     table["train_loss"] = self._mean(self.loss, params, key_train, train)
     table["test_loss"] = self._mean(self.loss, params, key_test, test)
-    table["nfe"] = self.config.sample_steps
+    table["nfe"] = self.config.sampler.num_steps
     if not final:
       return table
     table |= self._fidelity(samples)
@@ -135,7 +135,7 @@ class Reporter:
   @functools.cached_property
   def _run(self):
     time = self.config.time
-    times = clock.grid(self.config.sample_steps, time.t_min, time.t_max)
+    times = clock.grid(self.config.sampler.num_steps, time.t_min, time.t_max)
     scale = clock.stationary_scale(time.t_max)
 
     @jax.jit

@@ -50,7 +50,7 @@ def build(config: ml_collections.ConfigDict) -> training.Study:
     }
     if not jax.process_index():
       _draw(workdir / "figures" / "memorised.png", config, found)
-    return _joined(config, found) | {"nfe": config.sample_steps}
+    return _joined(config, found) | {"nfe": config.sampler.num_steps}
 
   return training.Study(run, built[max(points, key=math.prod)])
 

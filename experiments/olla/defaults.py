@@ -21,7 +21,7 @@ def base(kind: str, **target) -> ml_collections.ConfigDict:
   config.target = ml_collections.ConfigDict({"kind": kind, **target})
 
   # "olla", "projected" or "hmc".
-  config.sampler = "olla"
+  config.kernel = "olla"
   # Langevin time a step; for "hmc" a leapfrog step, which moves like a Langevin
   # step of half its square.
   config.step_size = 1e-2

@@ -121,7 +121,7 @@ def build(config: ml_collections.ConfigDict) -> training.Experiment:
     metrics = {f"status_{s.name.lower()}": status[s] for s in langevin.Status}
     metrics |= {f"{n}_violation": v.mean() for n, v in violation.items()}
     metrics |= {name: value.mean() for name, value in values.items()}
-    if config.sampler != "olla":
+    if config.kernel != "olla":
       metrics["accept_prob"] = infos.accept_prob.mean()
     position = states.position
     return (
@@ -163,9 +163,9 @@ def make_target(config: ml_collections.ConfigDict) -> ConstrainedTarget:
 
 
 def make_kernel(config, target: ConstrainedTarget) -> langevin.Kernel:
-  """The kernel that `config.sampler` names."""
+  """The kernel that `config.kernel` names."""
   parts = target.potential_fn, target.eq_fn, target.ineq_fn
-  if config.sampler == "olla":
+  if config.kernel == "olla":
     return langevin.olla(
       *parts,
       step_size=config.step_size,
@@ -173,20 +173,20 @@ def make_kernel(config, target: ConstrainedTarget) -> langevin.Kernel:
       epsilon=config.epsilon or "auto",
       num_probes=config.num_probes or None,
     )
-  if config.sampler == "hmc":
+  if config.kernel == "hmc":
     return langevin.constrained_hmc(*parts, step_size=config.step_size)
-  if config.sampler == "projected":
+  if config.kernel == "projected":
     if target.eq_fn is None:
       raise ValueError(
-        "config.sampler='projected' needs equalities; pass 'olla' or 'hmc'."
+        "config.kernel='projected' needs equalities; pass 'olla' or 'hmc'."
       )
     # Float32 constraints do not reach the kernel's own tolerance.
     return langevin.projected_langevin(
       *parts, step_size=config.step_size, tolerance=1e-5
     )
   raise ValueError(
-    "config.sampler must be 'olla', 'projected' or 'hmc', got "
-    f"{config.sampler!r}."
+    "config.kernel must be 'olla', 'projected' or 'hmc', got "
+    f"{config.kernel!r}."
   )
 
 

@@ -45,7 +45,7 @@ def short(**fields):
       "log_every": 1,
       "eval_every": 2,
       "checkpoint_every": 2,
-      "sample_steps": 3,
+      "sampler.num_steps": 3,
       "num_eval": 12,
       "prune.num_batches": 2,
       "finetune.num_steps": 2,
@@ -69,7 +69,7 @@ def short_sweep(**fields):
       "log_every": 1,
       "eval_every": 3,
       "checkpoint_every": 3,
-      "sample_steps": 3,
+      "sampler.num_steps": 3,
       "mesh.data": 1,
       **fields,
     }

@@ -55,7 +55,7 @@ def test_a_variant_traces(module, name):
     _, result = jax.eval_shape(program.step, program.abstract, built.batches(0))
   assert "loss" in result
   # All of the study but its sizes.
-  config.num, config.measure.num_components = 8, 4
+  config.num_train, config.measure.num_components = 8, 4
   assert isinstance(experiment.build(config, dataset), training.Study)
 
 
@@ -70,7 +70,7 @@ def short(**fields):
   config.update_from_flattened_dict(
     {
       "arms": ARMS,
-      "num": NUM,
+      "num_train": NUM,
       "num_generations": 3,
       "net.hidden": (8,),
       "batch_size": 8,
@@ -314,11 +314,15 @@ def test_another_data_set_in_the_same_folder(whole, tmp_path):
     ("arms", ("mixed",), "must begin with a paradigm"),
     ("arms", ("mixed+greedy",), "must begin with a paradigm"),
     ("arms", ("replace+best",), "must end with its paradigm"),
-    ("num", 39, "config.num=39 wants 41 real rows, two of them held out"),
-    ("num", 1, "config.num must be >= 2"),
+    (
+      "num_train",
+      39,
+      "config.num_train=39 wants 41 real rows, two of them held out",
+    ),
+    ("num_train", 1, "config.num_train must be >= 2"),
     ("num_generations", 0, "config.num_generations must be >= 1"),
     ("oversample", 0, "config.oversample must be >= 1"),
-    ("measure.k", NUM, "config.measure.k must be below num"),
+    ("measure.k", NUM, "config.measure.k must be below num_train"),
     ("measure.num_components", 5, "num_components must be at most 4"),
     ("select.space", "dino", "config.select.space must be one of"),
     ("select.decay", 1.0, "decay must lie in"),

@@ -160,7 +160,9 @@ def test_the_empirical_score_copies_and_held_out_rows_do_not():
 
 def test_the_true_score_does_not_copy():
   # Sizes of `short_sweep`, so that programs are shared.
-  config = sweep._part(memorizing.short_sweep(sample_steps=40), 4, 8, 40)
+  config = sweep._part(
+    memorizing.short_sweep(**{"sampler.num_steps": 40}), 4, 8, 40
+  )
   schedule = gaussian.linear()
   score_fn = mixtures.score_fn(schedule.alpha, schedule.sigma)
 

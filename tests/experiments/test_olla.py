@@ -73,14 +73,14 @@ def test_toys(whole):
 )
 def test_other_toys(variant, sampler, tmp_path):
   config = on_one_device(variant)
-  config.sampler = sampler
+  config.kernel = sampler
   training.run(training.build(config), config, tmp_path, progress=False)
   check_run(tmp_path, is_toy=True)
 
 
 def test_stress(tmp_path):
   config = short(stress.get_config("smoke"))
-  config.sampler, config.step_size, config.mesh.data = "hmc", 0.2, 1
+  config.kernel, config.step_size, config.mesh.data = "hmc", 0.2, 1
   training.run(training.build(config), config, tmp_path, progress=False)
   check_run(tmp_path, is_toy=False)
 
@@ -148,7 +148,7 @@ def test_held_out_rows_stay_out():
 @pytest.mark.parametrize(
   "field, value, message",
   [
-    ("sampler", "nuts", "config.sampler must be"),
+    ("kernel", "nuts", "config.kernel must be"),
     ("target.kind", "klein", "config.target.kind must be one of"),
     ("landing", 2.5, r"must lie in \(0, 2\)"),
     ("step_size", -1.0, "step_size must be positive"),
@@ -171,6 +171,6 @@ def test_bad_target_arguments():
   with pytest.raises(ValueError, match="config.target does not fit 'circle'"):
     experiment.build(config)
   config = toys.get_config("ball")
-  config.sampler = "projected"
+  config.kernel = "projected"
   with pytest.raises(ValueError, match="needs equalities"):
     experiment.build(config)

@@ -223,7 +223,7 @@ def collapse_digits_(folder):
   """Each generation is trained on what the one before has made."""
   fields = {
     "arms": ("replace", "accumulate+greedy"),
-    "num": 12,
+    "num_train": 12,
     "num_generations": 2,
     "net.hidden": (8,),
     "batch_size": 8,
