@@ -28,12 +28,15 @@ def config_files():
   """`{system/task: module}` of config files that have a smoke variant."""
   found = {}
   for path in sorted((ROOT / "experiments").glob("*/*.py")):
-    text = path.read_text()
-    if '"smoke"' in text or "systems.get_config" in text:
-      name = path.relative_to(ROOT / "experiments").with_suffix("").as_posix()
-      module = "experiments." + name.replace("/", ".")
-      if hasattr(importlib.import_module(module), "get_config"):
-        found[name] = module
+    if "def get_config(variant:" not in path.read_text():
+      continue
+    name = path.relative_to(ROOT / "experiments").with_suffix("").as_posix()
+    module = "experiments." + name.replace("/", ".")
+    try:
+      importlib.import_module(module).get_config("smoke")
+      found[name] = module
+    except ValueError:
+      pass  # No such variant.
   return found
 
 
@@ -74,7 +77,7 @@ def measure(module, workdir):
     text=True,
   )
   if done.returncode:
-    raise RuntimeError(done.stderr[-2000:])
+    raise RuntimeError(done.stderr.strip().splitlines()[-1])
   return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -87,9 +90,13 @@ def main():
   for name, module in config_files().items():
     if sys.argv[1:] and not any(word in name for word in sys.argv[1:]):
       continue
-    with tempfile.TemporaryDirectory() as directory:
-      cold = measure(module, pathlib.Path(directory) / "run")
-      warm = measure(module, pathlib.Path(directory) / "run")
+    try:
+      with tempfile.TemporaryDirectory() as directory:
+        cold = measure(module, pathlib.Path(directory) / "run")
+        warm = measure(module, pathlib.Path(directory) / "run")
+    except RuntimeError as error:
+      print(f"{name:24}not measured: {error}", flush=True)
+      continue
     row = [*cold, sum(cold), sum(warm)]
     print(f"{name:24}" + "".join(f"{s:8.2f}" for s in row), flush=True)
 

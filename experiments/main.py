@@ -127,6 +127,9 @@ def guarded(argv: list[str]) -> None:
       raise
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     raise SystemExit(code) from error
+  except Exception:
+    training.leave(1)
+    raise
 
 
 if __name__ == "__main__":

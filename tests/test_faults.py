@@ -102,7 +102,7 @@ def record(workdir):
 
 
 def newest_state(workdir):
-  (directory, *_), steps = sorted(workdir.rglob("checkpoints")), []
+  directory, *_ = sorted(workdir.rglob("checkpoints"))
   steps = [int(p.name) for p in directory.iterdir() if p.name.isdecimal()]
   with ocp.StandardCheckpointer() as checkpointer:
     return checkpointer.restore(directory / str(max(steps)) / "state")

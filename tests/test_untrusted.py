@@ -211,6 +211,20 @@ def test_archives_are_measured_unpacked(tmp_path):
     files.load_arrays(tmp_path / "x.txt")
 
 
+def test_archives_that_are_damaged_are_refused(tmp_path):
+  path = npz(tmp_path / "x.npz", a=npy((10**4,), data=bytes(range(250)) * 160))
+  data = bytearray(path.read_bytes())
+  for place in range(60, 120):
+    data[place] ^= 0xFF
+  path.write_bytes(data)
+  with pytest.raises(ValueError, match="must be an .npz file"):
+    files.load_arrays(path)
+  np.savez(tmp_path / "x.npz", a=np.ones(3))
+  (tmp_path / "x.npz").rename(tmp_path / "x.npy")
+  with pytest.raises(ValueError, match="must be a whole .npy file"):
+    files.map_array(tmp_path / "x.npy")
+
+
 @pytest.mark.parametrize(
   "text", ["{", "[" * 10**6, '{"a": NaN', b"\xff".decode("latin1")]
 )
@@ -291,9 +305,22 @@ def test_module_names_are_names(name):
 
 def test_history_is_of_records(tmp_path):
   path = tmp_path / workdir_lib.METRICS
-  path.write_text('{"step": 1}\n{"step": 2}\n{"st')
-  assert records.read_history(tmp_path, 9) == [{"step": 1}, {"step": 2}]
-  for line in ("[1]", '{"stop": 1}', '{"step": "1"}'):
+  whole = [{"step": step, "wall_seconds": 0.5} for step in (1, 2)]
+  path.write_text("".join(json.dumps(one) + "\n" for one in whole) + '{"st')
+  assert records.read_history(tmp_path, 9) == whole
+  bad = (
+    "[1]",
+    '{"stop": 1}',
+    '{"step": 1}',
+    '{"step": "1", "wall_seconds": 1}',
+  )
+  for line in bad:
     path.write_text(line + "\n")
-    with pytest.raises(ValueError, match="must hold records with a step"):
+    with pytest.raises(ValueError, match="must hold records with step"):
       records.read_history(tmp_path, 9)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"steps": 2}', "{", "1"])
+def test_what_is_no_report_is_no_report(text, tmp_path):
+  (tmp_path / workdir_lib.REPORT).write_text(text)
+  assert workdir_lib.read_report(tmp_path) is None

@@ -76,11 +76,11 @@ _NAMES = """
   score source space style data.tokenizer variant weighting workdir
 """
 _COUNTS = """
-  *_every *_steps batch_size capacity eval_chunk num_eval
-  num_samples
+  *_every *_steps batch_size capacity eval_chunk num_chains num_episodes
+  num_eval num_samples num_test num_train
 """
 _PARTS = """
-  *_per_point *_size dim horizon k max_length modulus num num_* oversample
+  *_per_point *_size dim horizon k max_length modulus num_* oversample
   reference.num_steps thinning tokens_per_step view width window
 """
 _SIDES = """
@@ -155,7 +155,6 @@ _LAWS = {
   "levels": SIZES,
   "sizes": SIZES,
   "widths": SIZES,
-  "loop_steps": COUNT,
   "objective_ideal": REALS,
   "objective_weights": REALS,
   "prune.beta": AT_LEAST_0._replace(many=True),

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,13 @@ MAX_TEXT_BYTES = 2**31
 """Of text that is held in memory as a whole."""
 MAX_ARRAY_BYTES = 2**37
 """Of an archive of arrays, once unpacked."""
+
+
+# NotImplementedError: an unknown compression; RuntimeError: a password.
+_BAD_ARCHIVE = (
+  *(zipfile.BadZipFile, zlib.error, EOFError, OverflowError, ValueError),
+  *(NotImplementedError, RuntimeError),
+)
 
 
 def check_size(path: str | os.PathLike, max_bytes: int) -> pathlib.Path:
@@ -67,8 +75,12 @@ def map_array(path: str | os.PathLike) -> np.ndarray:
     ValueError: If it holds Python objects, or less than its header says.
   """
   try:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
-  except (ValueError, EOFError) as error:
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(array, np.ndarray):
+      array.close()
+      raise ValueError("an archive")
+    return array
+  except (ValueError, EOFError, zipfile.BadZipFile) as error:
     raise ValueError(f"{path} must be a whole .npy file ({error}).") from None
 
 
@@ -91,7 +103,7 @@ def load_arrays(
         _check_member(archive, member)
     with np.load(path, allow_pickle=False) as stored:
       return {name: stored[name] for name in stored.files}
-  except (zipfile.BadZipFile, ValueError, EOFError, OverflowError) as error:
+  except _BAD_ARCHIVE as error:
     raise ValueError(f"{path} must be an .npz file ({error}).") from None
 
 

@@ -170,5 +170,4 @@ MAX = Backup(
 
 
 def _check(exploration):
-  if checks.check_finite("exploration", exploration) < 0:
-    raise ValueError(f"exploration must be >= 0, got {exploration}.")
+  checks.check_range("exploration", exploration, 0, jnp.inf, ends="[)")

@@ -74,9 +74,6 @@ class Checkpoints:
         f"{self._newest} is used instead.",
         stacklevel=2,
       )
-    # One of its own: a run that trains its base has another inside.
-    self._filter = _Quiet()
-    logging.getLogger("absl").addFilter(self._filter)
     options = ocp.CheckpointManagerOptions(
       max_to_keep=None if self._read_only else self._keep,
       read_only=self._read_only,
@@ -86,7 +83,14 @@ class Checkpoints:
         post_finalization_callback=self._write_manifest
       ),
     )
-    self._manager = ocp.CheckpointManager(self._directory, options=options)
+    # One of its own: a run that trains its base has another inside.
+    self._filter = _Quiet()
+    logging.getLogger("absl").addFilter(self._filter)
+    try:
+      self._manager = ocp.CheckpointManager(self._directory, options=options)
+    except Exception:
+      logging.getLogger("absl").removeFilter(self._filter)
+      raise
     return self
 
   def __exit__(self, kind, *unused) -> None:
@@ -122,7 +126,8 @@ class Checkpoints:
     )
     with self._writing():
       self._newest = step
-      self._manager.save(step, args=args)
+      if not self._manager.save(step, args=args):
+        raise ValueError("there is a newer one")
 
   def wait(self) -> None:
     """Blocks until the last save is on disk.
@@ -306,7 +311,11 @@ def _check_files(folder: pathlib.Path) -> None:
   try:
     files = files_lib.read_json(folder / _MANIFEST)
     sizes = {name: (size, checksum) for name, (size, checksum) in files.items()}
-  except (OSError, ValueError, TypeError, AttributeError):
+  # Other errors of the disk may pass, and are no reason to move anything.
+  except (
+    *(FileNotFoundError, NotADirectoryError, IsADirectoryError),
+    *(ValueError, TypeError, AttributeError),
+  ):
     raise _DamagedError(f"its {_MANIFEST} cannot be read") from None
   for name, (size, checksum) in sizes.items():
     if not (folder / name).is_file():

@@ -154,6 +154,7 @@ def agree(make: Callable[[], Any]) -> Any:
 
   Raises:
     ValueError: On all, if `make` does.
+    OSError: Likewise.
   """
   if jax.process_count() == 1:
     return make()
@@ -168,15 +169,19 @@ def agree(make: Callable[[], Any]) -> Any:
   told = multihost_utils.broadcast_one_to_all(padded).tobytes()
   value, error = json.loads(told)
   if error is not None:
-    raise ValueError(error)
+    kind, said = error
+    raise (OSError if kind == "OSError" else ValueError)(said)
   return value
 
 
-def _outcome(make: Callable[[], Any]) -> tuple[Any, str | None]:
+def _outcome(make: Callable[[], Any]) -> tuple[Any, tuple[str, str] | None]:
+  """What it answers, or the kind and text of its error: the others wait."""
   try:
     return make(), None
+  except OSError as error:
+    return None, ("OSError", str(error))
   except ValueError as error:
-    return None, str(error)
+    return None, ("ValueError", str(error))
 
 
 @contextlib.contextmanager

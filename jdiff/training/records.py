@@ -72,9 +72,11 @@ def read_history(
       record = json.loads(line)
     except (json.JSONDecodeError, RecursionError):
       break
-    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+    known = record if isinstance(record, dict) else {}
+    if not isinstance(known.get("step"), int) or "wall_seconds" not in known:
       raise ValueError(
-        f"{path} must hold records with a step, got {line[:40]!r}."
+        f"{path} must hold records with step and wall_seconds, got "
+        f"{line[:40]!r}."
       )
     if record["step"] > last_step:
       break

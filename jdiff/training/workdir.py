@@ -18,6 +18,11 @@ from jdiff.training import processes
 CONFIG, METRICS, REPORT = "config.json", "metrics.jsonl", "report.json"
 CHECKPOINTS, FIGURES, CACHE = "checkpoints", "figures", "xla_cache"
 
+REPORT_FIELDS = {
+  *("experiment", "name", "variant", "seed", "steps", "nfe", "wall_seconds"),
+  "metrics",
+}
+
 MAX_CONFIG_BYTES, MAX_CONFIG_DEPTH = 2**20, 8
 
 _STRINGS = ("experiment", "variant", "name")
@@ -109,9 +114,11 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
 def read_report(workdir: str | os.PathLike) -> dict[str, Any] | None:
   """The report of a workdir, or None if there is none that can be read."""
   try:
-    return files.read_json(pathlib.Path(workdir) / REPORT)
+    report = files.read_json(pathlib.Path(workdir) / REPORT)
   except (FileNotFoundError, ValueError):
     return None
+  whole = isinstance(report, dict) and REPORT_FIELDS <= report.keys()
+  return report if whole else None
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -15,6 +15,7 @@ from tests import helpers
 
 NAN, INF = float("nan"), float("inf")
 LENGTH, VOCAB = 4, 3
+TEXT = "no_number"  # No argument is called that.
 KEY = functools.partial(jax.random.key, 0)
 TABLE = functools.cache(lambda: helpers.random_table(0, LENGTH, VOCAB))
 LOGITS = helpers.table_logits(LENGTH, VOCAB)
@@ -56,7 +57,7 @@ def _count(minimum):
 
 def _floats(good):
   array = np.asarray(good)
-  return [array[None], np.zeros(array.shape, bool), array.astype(str), "x"]
+  return [array[None], np.zeros(array.shape, bool), array.astype(str), TEXT]
 
 
 def _tokens(good):
@@ -65,12 +66,12 @@ def _tokens(good):
     array.astype(np.float32),
     array[None],
     np.zeros(array.shape, bool),
-    "x",
+    TEXT,
   ]
 
 
 def _text(good):
-  return [np.asarray(good).astype(str), "x"]
+  return [np.asarray(good).astype(str), TEXT]
 
 
 def _fewer(good):

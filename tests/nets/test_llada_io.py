@@ -446,7 +446,7 @@ def test_configs_are_checked(tmp_path, nothing_made, name, value, message):
   ("text", "message"),
   [
     ("{", "is not valid JSON"),
-    ("\xff", "is not valid JSON"),
+    ("\xff", "must be UTF-8 text"),
     ("[" * 10**5, "is not valid JSON"),
     ('{"n_layers": ' + "1" * 5000 + "}", "is not valid JSON"),
     ("[]", "must be a JSON object"),

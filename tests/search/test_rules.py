@@ -65,8 +65,8 @@ def test_all_open_children_may_be_picked():
   "call, error, message",
   [
     (lambda: search.uct("a"), TypeError, "exploration must be a finite"),
-    (lambda: search.puct(float("nan")), ValueError, "exploration must be"),
-    (lambda: search.tr2d2(float("inf")), ValueError, "exploration must be"),
+    (lambda: search.puct(float("nan")), ValueError, "exploration must lie in"),
+    (lambda: search.tr2d2(float("inf")), ValueError, "exploration must lie in"),
     (lambda: rules.softmax(0.0), ValueError, "temperature must be positive"),
     (lambda: rules.softmax(top=0), ValueError, "top must be >= 1"),
   ],

@@ -191,7 +191,7 @@ def test_the_flag_has_three_values_and_two_short_forms(argument, how):
 
 
 def test_the_flag_has_no_other_values():
-  with pytest.raises(flags.IllegalFlagValueError, match="auto|on|off"):
+  with pytest.raises(flags.IllegalFlagValueError, match="should be one of"):
     main.FLAGS(["main", "--distributed=maybe"])
 
 

@@ -57,16 +57,18 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(tmp_path):
   # Too little for a checkpoint, enough for the lines of metrics.
   done = go(full, room=200_000)
   assert done.returncode == 1
-  assert done.stderr.splitlines()[-1].startswith(
-    "OSError: the checkpoint of step 18 could not be written"
-  )
-  assert "File too large" in done.stderr.splitlines()[-1]
-  assert "there is that of 12" in done.stderr
+  # Orbax's own threads may have more to say while the process ends.
+  start = "OSError: the checkpoint of step 18 could not be written"
+  lines = [x for x in done.stderr.splitlines() if x.startswith(start)]
+  assert "File too large" in lines[-1] and "there is that of 12" in lines[-1]
   assert kept(full) == ["12", "6"]
   assert go(full).returncode == 0
   results.assert_same_run(whole, full)
 
 
-def test_a_place_that_cannot_be_written_to_is_named():
-  with pytest.raises(OSError, match="/proc/jdiff"):
-    training.run(toy.build(CONFIG), CONFIG, "/proc/jdiff", progress=False)
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
+  # Nobody, not even root, makes a folder in a file.
+  (tmp_path / "file").write_text("")
+  workdir = tmp_path / "file" / "run"
+  with pytest.raises(OSError, match="file/run"):
+    training.run(toy.build(CONFIG), CONFIG, workdir, progress=False)

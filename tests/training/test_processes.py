@@ -225,6 +225,15 @@ def test_two_processes_are_as_one(launches):
     assert not differences(one, two, SCALES.get(name, {}))
 
 
+def test_differences_are_seen(tmp_path):
+  for name, loss in (("one", 2.0), ("near", 2.000001), ("far", 2.0002)):
+    record = {"step": 1, "loss": loss, "wall_seconds": 0.0}
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+  assert not differences(tmp_path / "one", tmp_path / "near", {})
+  assert differences(tmp_path / "one", tmp_path / "far", {})
+
+
 @pytest.mark.slow
 def test_the_first_process_writes_alone(launches):
   _, _, found = launches
