@@ -1,14 +1,11 @@
-"""What config files share: a parser, the fields of the loop, checks."""
+"""What config files share: a parser, and the fields of the loop."""
 
-import numbers
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
 from absl import flags
-
-from jdiff.core import checks
 
 Variant = Callable[[], Any] | Mapping[str, Any]
 
@@ -129,33 +126,6 @@ def add_loop(
   config.eval_every = eval_every
   config.checkpoint_every = checkpoint_every or eval_every
   config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
-
-
-def check_counts(config: Mapping[str, Any], *names: str) -> None:
-  """Raises unless each named field (`"model.width"`) is an integer >= 1."""
-  for name in names:
-    checks.check_int(f"config.{name}", _get(config, name))
-
-
-def check_range(
-  config: Mapping[str, Any], name: str, low: float, high: float
-) -> None:
-  """Raises unless `low <= field <= high`."""
-  value = _get(config, name)
-  number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-  if not number or not low <= value <= high:
-    raise ValueError(
-      f"config.{name} must lie in [{low:g}, {high:g}], got {value!r}."
-    )
-
-
-def _get(config: Mapping[str, Any], name: str) -> Any:
-  value: Any = config
-  for part in name.split("."):
-    if part not in value:
-      raise ValueError(f"config lacks {name}.")
-    value = value[part]
-  return value
 
 
 def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from experiments.common import config as config_lib
 from experiments.common import fields as fields_lib
 from experiments.olla import data, report
 from jdiff import langevin, targets, training
+from jdiff.core import checks
 from jdiff.core import keys as keys_lib
 from jdiff.core.types import ConstrainedTarget
 from jdiff.targets import manifolds, planar
@@ -191,4 +191,4 @@ def make_kernel(config, target: ConstrainedTarget) -> langevin.Kernel:
 
 
 def _check(config) -> None:
-  config_lib.check_range(config, "burn_in", 0, 0.99)
+  checks.check_range("config.burn_in", config.burn_in, 0, 0.99)

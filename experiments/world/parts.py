@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.common import config as config_lib
 from experiments.world import envs, latent, tile_world
 from jdiff import nets, world
 from jdiff.core import checks
@@ -238,7 +237,7 @@ def optimizer(config) -> optax.GradientTransformation:
 
 def check_sampler(config) -> None:
   """Raises unless `config.sampler` is one that `ctmc.decode` takes."""
-  config_lib.check_counts(config, "sampler.num_steps")
+  checks.check_int("config.sampler.num_steps", config.sampler.num_steps)
   if config.sampler.order not in ("confidence", "random"):
     raise ValueError(
       "config.sampler.order must be 'confidence' or 'random', got "

@@ -49,15 +49,3 @@ def test_unknown_variants_list_the_known(arg):
 def test_bad_variants_are_refused(variant, kind, message):
   with pytest.raises(kind, match=message):
     parse("bad", {"bad": variant})
-
-
-def test_checks_name_the_field():
-  config = parse("smoke")
-  config_lib.check_counts(config, "width", "mesh.data")
-  config_lib.check_range(config, "rate", 0, 1)
-  with pytest.raises(TypeError, match="config.rate must be an integer"):
-    config_lib.check_counts(config, "rate")
-  with pytest.raises(ValueError, match=r"config.width must lie in \[0, 1\]"):
-    config_lib.check_range(config, "width", 0, 1)
-  with pytest.raises(ValueError, match="config lacks mesh.fsdp"):
-    config_lib.check_counts(config, "mesh.fsdp")
