@@ -1,14 +1,26 @@
 """Whatever is wrong with an argument, the call says which one, and at once."""
 
+import pathlib
 import re
+import types
 
 import hypothesis
 import pytest
 from hypothesis import strategies
 
-from tests.inputs import base, continuous, masked, models
+from tests.inputs import (
+  base,
+  continuous,
+  laws,
+  losses,
+  masked,
+  models,
+  processes,
+  public,
+  worlds,
+)
 
-MODULES = (continuous, masked, models)
+MODULES = (continuous, laws, losses, masked, models, processes, worlds)
 
 quick = hypothesis.settings(
   max_examples=6,
@@ -23,7 +35,8 @@ def spoilt(case):
   """The bad values of each argument of a case."""
   good = case.arguments()
   return {
-    name: base.SPOILERS[kind](good[name]) for name, kind in case.kinds.items()
+    name: kind if isinstance(kind, list) else base.SPOILERS[kind](good[name])
+    for name, kind in case.kinds.items()
   }
 
 
@@ -76,3 +89,43 @@ def test_the_law_can_be_broken():
     check(case, {"count": -1})
   with pytest.raises(AssertionError, match="can't multiply sequence"):
     check(case, {"count": "3"})
+
+
+def test_every_public_function_has_a_case_or_a_reason():
+  lost, idle = public.missing(base.CASES.values(), public.EXEMPT)
+  assert not lost, f"without a case in tests/inputs, or a reason: {lost}"
+  assert not idle, f"exempt, though covered or no public function: {idle}"
+  root = pathlib.Path(__file__).parents[1]
+  for name, reason in public.EXEMPT.items():
+    for path in re.findall(r"tests/\S+\.py", reason):
+      assert (root / path).is_file(), (name, reason)
+
+
+def test_a_function_without_a_case_is_found():
+  cases = dict(base.CASES)
+  # Of a module in `__all__`, of one beside it, and of a package itself.
+  taken = ["methods.wdce.draw", "world.rollout.see", "ot.pairing.pair"]
+  for name in taken:
+    del cases[name]
+  lost, _ = public.missing(cases.values(), public.EXEMPT)
+  assert lost == sorted(taken)
+  exempt = dict.fromkeys([*taken, "ot.pairing.gone", "ctmc.masks.count_masks"])
+  _, idle = public.missing(cases.values(), public.EXEMPT | exempt)
+  assert idle == ["ctmc.masks.count_masks", "ot.pairing.gone"]
+
+
+def test_a_new_public_function_is_found():
+  module = types.ModuleType("jdiff.fresh")
+
+  def kernel(count):
+    return count
+
+  def _helper(count):
+    return count
+
+  for function in (kernel, _helper):
+    function.__module__ = module.__name__
+    setattr(module, function.__name__, function)
+  package = types.ModuleType("jdiff.outer")
+  package.fresh, package.__all__ = module, ["fresh"]
+  assert list(public.walk(package)) == ["fresh.kernel"]

@@ -99,6 +99,13 @@ def check_integers(name: str, array: Any, what: str = "integers") -> None:
     raise TypeError(f"{name} must be {what}, got dtype {dtype}.")
 
 
+def check_flags(name: str, array: Any) -> None:
+  """Raises unless `array` holds booleans."""
+  dtype = _dtype(name, array)
+  if not jnp.issubdtype(dtype, jnp.bool_):
+    raise TypeError(f"{name} must hold booleans, got dtype {dtype}.")
+
+
 def _dtype(name: str, array: Any) -> Any:
   """Of what is an array or would become one; text and objects do not."""
   if hasattr(array, "dtype"):
@@ -129,6 +136,13 @@ def check_shape(
       f"{name} must have shape {wanted}, got {list(given)}."
       + (f" {hint}" if hint else "")
     )
+
+
+def check_rows(name: str, array: Any) -> None:
+  """Raises unless `array` holds real numbers, `[B, ...]`."""
+  check_numbers(name, array)
+  if not np.ndim(array):
+    raise ValueError(f"{name} must have shape [B, ...], got [].")
 
 
 def check_tokens(name: str, tokens: Any, *, mask_id: int | None = None) -> None:
@@ -166,13 +180,13 @@ def check_logits(logits: Any, batch: int, sites: int, *, mask_id: int) -> None:
       )
 
 
-def check_key(key: Any) -> None:
+def check_key(key: Any, name: str = "key") -> None:
   """Raises unless `key` is a typed PRNG key or an array of them."""
   if not (
     isinstance(key, jax.Array)
     and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
   ):
     raise TypeError(
-      "key must be a typed PRNG key (jax.random.key(seed)), got "
+      f"{name} must be a typed PRNG key (jax.random.key(seed)), got "
       f"{type(key).__name__}."
     )

@@ -171,8 +171,14 @@ def blocks(schedule: Iterable[Sequence[int]]) -> Order:
   Args:
     schedule: The blocks' sites, first revealed first.
   """
+  if isinstance(schedule, str) or not isinstance(schedule, Iterable):
+    raise TypeError(
+      "an order's schedule must hold blocks of sites, got "
+      f"{schedule!r} of type {type(schedule).__name__}."
+    )
+  name = "a block of an order's schedule"
   return Order(
-    tuple(Stage(tuple(int(s) for s in block), 1) for block in schedule)
+    tuple(Stage(checks.check_sizes(name, block, 0), 1) for block in schedule)
   )
 
 

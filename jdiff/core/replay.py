@@ -44,13 +44,13 @@ def size(state: ReplayState) -> jax.Array:
 def add(state: ReplayState, batch: Any) -> ReplayState:
   """Writes a batch `[B, ...]` over the oldest entries; `B <= capacity`."""
   capacity = _capacity(state)
-  sizes = {jnp.shape(x)[0] for x in jax.tree.leaves(batch)}
-  if len(sizes) != 1 or max(sizes) > capacity:
+  sizes = {jnp.shape(x)[:1] for x in jax.tree.leaves(batch)}
+  if len(sizes) != 1 or () in sizes or max(sizes) > (capacity,):
     raise ValueError(
       "batch leaves must share one leading size that fits the capacity of "
-      f"{capacity}, got {sorted(sizes)}."
+      f"{capacity}, got {sorted(n for size in sizes for n in size)}."
     )
-  (num,) = sizes
+  ((num,),) = sizes
   given, wanted = (str(jax.tree.structure(x)) for x in (batch, state.data))
   if given != wanted:
     raise ValueError(f"batch must be a {wanted}, got a {given}.")

@@ -134,6 +134,7 @@ def temper(log_weights: jax.Array, exponent) -> jax.Array:
   Exact zeros stay zeros for every exponent, 0 included.
   """
   log_weights = _wide(log_weights)
+  checks.check_numbers("exponent", exponent)
   # Not -inf * 0, which is NaN.
   return jnp.where(log_weights == -jnp.inf, -jnp.inf, log_weights * exponent)
 

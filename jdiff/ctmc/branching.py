@@ -80,7 +80,9 @@ def branch(
   """
   checks.check_int("num_branches", num_branches)
   checks.check_finite("temperature", temperature, positive=True)
+  checks.check_integers("canvas", canvas)
   checks.check_shape("canvas", canvas, (None,))
+  checks.check_integers("step", step)
   length = canvas.shape[0]
   policy, ref, num_tokens, dtype = reveal_lib.networks(
     params, logits_fn, ref_params, ref_logits_fn, length, mask_id

@@ -57,7 +57,8 @@ def precondition(
       (`causal=True` in `path_log_ratio`) must pass False: the field at a
       site would see neighbours that are revealed after it.
   """
-  exact = np.unique(np.asarray(exact_sites, np.int32))
+  sites = checks.check_sizes("exact_sites", exact_sites, 0)
+  exact = np.unique(np.asarray(sites, np.int32))
 
   def preconditioned(params, tokens, t, sites=None):
     if _concrete(sites) and np.isin(sites, exact).all():

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from jdiff.core import carries
+from jdiff.core import carries, checks
 
 ConstraintFn = Callable[[Any], jax.Array]
 """Of one position: an equality's `[m]` residuals or an inequality's `[l]`."""
@@ -235,6 +235,9 @@ def newton_retract(
   Violated inequalities are moved to their boundary, satisfied ones ignored.
   The number of steps is fixed, so that it can be differentiated and batched.
   """
+  checks.check_int("num_iters", num_iters)
+  checks.check_numbers("x", x)
+  checks.check_shape("x", x, (None,))
 
   def body(y, _):
     lin = linearise(constraints, y)

@@ -216,6 +216,8 @@ def auto_epsilon(
   Errors of O(dt) remain; where several constraints meet, at right angles or
   not, they were measured to be of that order too (`benchmarks/langevin.py`).
   """
+  checks.check_finite("step_size", step_size, positive=True)
+  check_landing(landing)
   num_eq = constraints.num_eq
   # Rows of the Cholesky factor are components along the gradients before.
   along = jnp.sum(lin.cholesky[num_eq:, :num_eq] ** 2, axis=1)

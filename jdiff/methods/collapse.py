@@ -283,6 +283,8 @@ def share_of_real(indices: jax.Array, labels: jax.Array) -> jax.Array:
     indices: `[M]` rows of the pool.
     labels: `[S]`, as in `State`.
   """
+  checks.check_integers("indices", indices)
+  checks.check_integers("labels", labels)
   return jnp.mean(labels[indices] == 0, dtype=jnp.float32)
 
 
@@ -301,7 +303,7 @@ def _sources(sizes, num, paradigm, fresh_share):
   """`sizes` as ints, and the rows of each source that the paradigm uses."""
   _check_paradigm(paradigm, fresh_share)
   checks.check_int("num", num)
-  sizes = tuple(checks.check_int("every size in sizes", s) for s in sizes)
+  sizes = checks.check_sizes("sizes", sizes)
   generation = len(sizes) - 1
   if generation < 1 or sizes[0] < num:
     raise ValueError(

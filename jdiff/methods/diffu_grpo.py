@@ -143,6 +143,8 @@ def loss(
   log_probs = log_probs_fn(params, key, batch.samples, valid=batch.valid)
   shape = log_probs.shape
   checks.check_shape("batch.log_probs_old", batch.log_probs_old, shape)
+  if batch.log_probs_ref is not None:
+    checks.check_shape("batch.log_probs_ref", batch.log_probs_ref, shape)
   if batch.valid is None:
     valid = jnp.ones(shape, bool)
   else:

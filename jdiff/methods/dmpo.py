@@ -201,16 +201,19 @@ def baseline(
         "baseline 'model' needs elbo and elbo_old, on the same masks; got "
         f"{'no elbo' if elbo is None else 'no elbo_old'}."
       )
+    for name, value in (("elbo", elbo), ("elbo_old", elbo_old)):
+      checks.check_shape(name, value, log_weights.shape)
     log_share = elbo - elbo_old
   elif kind == "negative":
     if opposite is None:
       raise ValueError("baseline 'negative' needs opposite, got None.")
+    checks.check_shape("opposite", opposite, log_weights.shape)
     log_share = opposite
   else:
     raise ValueError(
-      f"baseline must be one of {', '.join(BASELINES)}, got {kind!r}."
+      f"the kind of baseline must be one of {', '.join(BASELINES)}, got "
+      f"{kind!r}."
     )
-  checks.check_shape(f"the {kind} baseline", log_share, log_weights.shape)
   log_share = jnp.where(present, lax.stop_gradient(log_share), -jnp.inf)
   return jax.vmap(weights.relative)(log_share)
 
@@ -307,6 +310,8 @@ def _parts(log_ratio, rewards, temperature, coefficient, min_ess_fraction):
   """Exponents `[Q]`, cut ratios and `rewards / temperature`, `[Q, N]`."""
   checks.check_finite("reward_temperature", temperature, positive=True)
   checks.check_range("coefficient", coefficient, 0, 1)
+  if min_ess_fraction is not None:
+    checks.check_range("min_ess_fraction", min_ess_fraction, 0, 1, ends="()")
   checks.check_shape("rewards", rewards, (None, None))
   checks.check_shape("log_ratio", log_ratio, np.shape(rewards))
   if np.shape(rewards)[1] < 2:

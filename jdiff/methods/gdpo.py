@@ -123,7 +123,7 @@ def old_elbos(
   Returns:
     `[mu, B]`, no gradient. One inner step is in memory at a time.
   """
-  checks.check_key(keys)
+  checks.check_key(keys, "keys")
   if keys.ndim not in (1, 2):
     raise ValueError(
       f"keys must have shape [mu] or [mu, B], got {list(keys.shape)}."
@@ -176,6 +176,8 @@ def loss(
   size = batch.samples.shape[0]
   for name in ("advantages", "lengths", "elbo_old"):
     checks.check_shape(f"batch.{name}", getattr(batch, name), (size,))
+  if batch.elbo_ref is not None:
+    checks.check_shape("batch.elbo_ref", batch.elbo_ref, (size,))
   check_options(clip, kl_weight, kl, batch.elbo_ref, "batch.elbo_ref")
   if ratio_norm not in ("length", "none"):
     raise ValueError(

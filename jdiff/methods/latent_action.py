@@ -54,6 +54,7 @@ def posterior(
     ValueError: If shapes do not fit.
   """
   checks.check_tokens("tokens", tokens)
+  checks.check_tokens("after", after)
   checks.check_shape("after", after, tokens.shape)
   log_probs = transition_fn(params, tokens)
   batch, num_cells = tokens.shape

@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+from jdiff.core import checks, replay, weights
 from jdiff.core import keys as keys_lib
 from jdiff.core import orders as orders_lib
-from jdiff.core import replay, weights
 from jdiff.core.types import LogitsFn, Method, Params, Rollout, Target
 from jdiff.ctmc import flips, masks, paths, reveal
 from jdiff.methods import wdce as wdce_lib
@@ -66,6 +67,7 @@ def rerf(log_weights, path_weights, axis_name=None) -> jax.Array:
 
   On policy its gradient is that of `KL(P_theta || P*)`, times `(B-1)/B`.
   """
+  _check_weights(log_weights, path_weights)
   log_weights = lax.stop_gradient(log_weights)
   advantage = log_weights - weights.elbo(log_weights, axis_name)
   return advantage * path_weights
@@ -77,12 +79,13 @@ def log_variance(log_weights, path_weights, axis_name=None) -> jax.Array:
   Right off-policy too, where the batch holds `log_policy` of its collection and
   the path is not subsampled.
   """
-  del log_weights
+  _check_weights(log_weights, path_weights)
   return (path_weights - weights.elbo(path_weights, axis_name)) ** 2
 
 
 def cross_entropy(log_weights, path_weights, axis_name=None) -> jax.Array:
   """Cross-entropy `B softmax(W) W_theta`: `KL(P* || P_theta) + const`."""
+  _check_weights(log_weights, path_weights)
   share = weights.relative(lax.stop_gradient(log_weights), axis_name)
   return share * path_weights
 
@@ -96,6 +99,13 @@ def cross_entropy_cv(log_weights, path_weights, axis_name=None) -> jax.Array:
   return cross_entropy(log_weights, path_weights, axis_name) - path_weights
 
 
+def _check_weights(log_weights, path_weights):
+  checks.check_numbers("path_weights", path_weights)
+  checks.check_shape("path_weights", path_weights, (None,))
+  checks.check_numbers("log_weights", log_weights)
+  checks.check_shape("log_weights", log_weights, np.shape(path_weights))
+
+
 def collector(
   target: Target,
   *,
@@ -107,6 +117,8 @@ def collector(
 ) -> Callable[[Params, jax.Array], Batch]:
   """`collect(params, key) -> Batch` from the masked process; no gradient."""
   length, _ = target.discrete()
+  checks.check_int("num_samples", num_samples)
+  law = orders_lib.as_order(order, range(length), num_steps)
 
   def collect(params, key):
     rollout = reveal.rollout(
@@ -116,8 +128,7 @@ def collector(
       num_samples=num_samples,
       length=length,
       mask_id=mask_id,
-      num_steps=num_steps,
-      order=order,
+      order=law,
     )
     log_w = log_weights(rollout, target)
     return Batch(rollout.samples, log_w, rollout.order, rollout.log_policy)
@@ -166,6 +177,10 @@ def path_method(
   """
   length, _ = target.discrete()
   law = orders_lib.as_order(order, range(length), num_steps)
+  if num_terms is not None:
+    checks.check_int("num_terms", num_terms)
+  if max_log_weight is not None:
+    checks.check_finite("max_log_weight", max_log_weight, positive=True)
   collect = collector(
     target,
     logits_fn=logits_fn,
@@ -256,6 +271,9 @@ def udns_method(
   cross-entropy on the clean tokens.
   """
   length, num_tokens = target.discrete()
+  checks.check_int("num_samples", num_samples)
+  checks.check_int("num_steps", num_steps)
+  checks.check_range("min_time", min_time, 0, 1)
   schedule = masking.linear() if schedule is None else schedule
 
   def collect(params, key):
@@ -307,7 +325,9 @@ def eubo(
   Its mean is at least `log Z` in expectation: the one diagnostic that sees a
   mode which the sampler has lost.
   """
-  length, num_tokens = target.discrete()
+  length, _ = target.discrete()
+  checks.check_tokens("samples", samples)
+  checks.check_shape("samples", samples, (None, length))
   law = orders_lib.as_order(order, range(length), num_steps)
   keys = keys_lib.per_example(key, samples.shape[0])
   log_policy = paths.path_log_prob(

@@ -144,7 +144,18 @@ def average_and_target(
 
   Returns:
     `(u, target)`, `[B, ...]`; no gradient flows through the target.
+
+  Raises:
+    ValueError: If shapes do not fit.
   """
+  checks.check_rows("x", x)
+  for name, array, shape in (
+    ("t", t, x.shape[:1]),
+    ("s", s, x.shape[:1]),
+    ("velocity", velocity, x.shape),
+  ):
+    checks.check_numbers(name, array)
+    checks.check_shape(name, array, shape)
 
   def average(x, t):
     return flow_map_fn(params, x, t, s, **label)

@@ -25,7 +25,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jdiff import sde
-from jdiff.core import checks, weights
+from jdiff.core import checks, orders, weights
 from jdiff.core.types import LogitsFn, Params, Rollout, ScoreFn, Target
 from jdiff.ctmc import masks, reveal
 from jdiff.methods import flow_matching, mdns, wdce
@@ -116,6 +116,7 @@ def stage_log_weights(buffer: Buffer, remaining: ArrayLike) -> jax.Array:
   lam` times its `beta`, over `2^(lam L)`. Entries that are not finite, such as
   of energies that overflow, weigh nothing.
   """
+  checks.check_numbers("remaining", remaining)
   tilt = weights.temper(buffer.reward, 1 - jnp.asarray(remaining))
   log_w = buffer.log_ratio + tilt
   return jnp.where(jnp.isfinite(log_w), log_w, -jnp.inf)
@@ -209,6 +210,7 @@ def scheduled(remaining: ArrayLike) -> Rule:
   Raises:
     ValueError: If the values do not fall within `[0, 1]`.
   """
+  checks.check_numbers("remaining", remaining)
   values = jnp.asarray(remaining, jnp.float32)
   checks.check_shape("remaining", values, (None,))
   if checks.is_concrete(values):
@@ -252,6 +254,7 @@ def masked(
     axis_name: Mesh axis of sharded batches, inside `shard_map`.
   """
   length, _ = target.discrete()
+  order = orders.as_order(order, range(length), num_steps)
   reward = mdns.reward_fn(target)
 
   def rollout(params, key, num_samples):
@@ -262,7 +265,6 @@ def masked(
       num_samples=num_samples,
       length=length,
       mask_id=mask_id,
-      num_steps=num_steps,
       order=order,
     )
 
@@ -287,7 +289,6 @@ def masked(
       logits_fn=logits_fn,
       mask_id=mask_id,
       order=order,
-      num_steps=num_steps,
       causal=causal,
     )
 
@@ -393,11 +394,13 @@ def draw(
 
   Of the whole buffer, for jit on global arrays; not for `shard_map`.
   """
+  checks.check_shape("log_weights", log_weights, (None,))
+  checks.check_int("num_samples", num_samples)
   num = log_weights.shape[0]
   if num_samples > num:
     raise ValueError(
       f"a buffer of {num} samples must be at least as large as the batch of "
-      f"{num_samples} that is drawn from it."
+      f"num_samples={num_samples} that is drawn from it."
     )
   return wdce.draw(key, buffer.samples, log_weights, num_samples)
 

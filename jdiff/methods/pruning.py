@@ -76,6 +76,7 @@ def head_importance(
     arXiv:2511.03202 is our choice.
   """
   checks.check_key(key)
+  checks.check_numbers("gates", gates)
   gates = jnp.asarray(gates)
   checks.check_shape("gates", gates, (None, None))
   gates = gates.astype(jnp.promote_types(gates.dtype, jnp.float32))

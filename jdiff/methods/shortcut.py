@@ -133,8 +133,9 @@ def two_half_steps(
   _num_levels(num_steps)
   if clip is not None:
     checks.check_finite("clip", clip, positive=True)
-  checks.check_shape("t", t, x.shape[:1])
-  checks.check_shape("step_size", step_size, x.shape[:1])
+  for name, array in (("t", t), ("step_size", step_size)):
+    checks.check_numbers(name, array)
+    checks.check_shape(name, array, x.shape[:1])
 
   def clipped(x):
     return x if clip is None else jnp.clip(x, -clip, clip)

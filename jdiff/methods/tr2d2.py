@@ -35,6 +35,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jdiff.core import checks, replay, weights
 from jdiff.core.types import Rollout
@@ -190,11 +191,13 @@ def log_weights(
     ValueError: If shapes or options do not fit, or no row is known to be valid.
   """
   checks.check_finite("reward_temperature", reward_temperature, positive=True)
-  if checks.is_concrete(rows.valid) and not bool(jnp.any(rows.valid)):
+  if checks.is_concrete(rows.valid) and not np.asarray(rows.valid).any():
     raise ValueError(
       f"none of the {rows.valid.shape[0]} rows has a finite reward: there is "
       "nothing to fit. Check the reward on a few samples of the base policy."
     )
+  if min_ess_fraction is not None:
+    checks.check_range("min_ess_fraction", min_ess_fraction, 0, 1, ends="()")
   rewards = jnp.where(rows.valid[:, None], rows.rewards, 0)
   tilt = scalarise(rewards) / reward_temperature
   log_w = jnp.where(rows.valid, weighting(rows, tilt), -jnp.inf)
@@ -268,6 +271,7 @@ def _finite(name, values):
 
 
 def _columns(rewards, num):
+  checks.check_numbers("rewards", rewards)
   rewards = jnp.asarray(rewards, jnp.float32)
   if rewards.ndim == 1:
     rewards = rewards[:, None]

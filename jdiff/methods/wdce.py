@@ -118,6 +118,8 @@ def bridge_wdce(
   Returns:
     `(per_example [B], info)`.
   """
+  checks.check_rows("samples", samples)
+  checks.check_numbers("log_weights", log_weights)
   checks.check_shape("log_weights", log_weights, (samples.shape[0],))
   samples = lax.stop_gradient(samples)
   keys = keys_lib.per_example(key, samples.shape[0])
@@ -200,6 +202,7 @@ def draw(
 def in_groups(name: str, values: jax.Array, group_size: int) -> jax.Array:
   """`[B, ...]` as `[B / group_size, group_size, ...]`, or says why not."""
   checks.check_int("group_size", group_size, minimum=2)
+  checks.check_rows(name, values)
   values = jnp.asarray(values)
   if values.shape[0] % group_size:
     raise ValueError(

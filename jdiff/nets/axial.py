@@ -98,9 +98,10 @@ def axial(
     ),
   )
   if period is not None:
-    for name, size in zip(("rows", "cols"), period, strict=True):
-      checks.check_int(f"period's {name}", size)
-    period = (int(period[0]), int(period[1]))
+    extent = checks.check_sizes("period", period)
+    if len(extent) != 2:
+      raise ValueError(f"period must be (rows, cols), got {extent}.")
+    period = (extent[0], extent[1])
   module = _Axial(
     **sizes,
     sorter=slots.make_sorter(np.asarray(offsets), period, turns),

@@ -69,10 +69,9 @@ def clips(
   )
   for name, size in sizes.items():
     checks.check_int(name, size)
-  if len(shape) != 2:
-    raise ValueError(f"shape must be (rows, cols), got {shape}.")
-  for size in shape:
-    checks.check_int("shape's sizes", size)
+  extent = checks.check_sizes("shape", shape)
+  if len(extent) != 2:
+    raise ValueError(f"shape must be (rows, cols), got {extent}.")
   allowed = np.asarray(allowed, bool)
   num_cells = num_frames * math.prod(shape)
   if allowed.ndim != 2 or len(allowed) <= num_cells:

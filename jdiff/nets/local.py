@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jdiff.core import checks
 from jdiff.nets.network import Network
 
 
@@ -49,6 +50,9 @@ def local(
   Raises:
     ValueError: If the tables do not fit each other.
   """
+  checks.check_integers("context", context)
+  checks.check_integers("group", group)
+  checks.check_int("num_tokens", num_tokens)
   context = np.asarray(context, np.int32)
   group = np.asarray(group, np.int32)
   if context.ndim != 2 or group.shape != context.shape[:1]:
@@ -69,9 +73,10 @@ def local(
   per_site = 1 if odd or symmetric or num_tokens == 2 else num_tokens
   width = num_context * (per_site + int(see_masks))
   outputs = 1 if symmetric or num_tokens == 2 else num_tokens
-  if len(hidden) != 2:
-    raise ValueError(f"hidden must be two widths, got {tuple(hidden)}.")
-  h1, h2 = hidden
+  widths = checks.check_sizes("hidden", hidden)
+  if len(widths) != 2:
+    raise ValueError(f"hidden must be two widths, got {widths}.")
+  h1, h2 = widths
 
   def init(key):
     key1, key2 = jax.random.split(key)

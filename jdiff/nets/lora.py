@@ -80,7 +80,10 @@ def init(
     ValueError: If a target is unknown or not in the network.
     TypeError: If `rank` is no integer.
   """
+  checks.check_key(key)
   checks.check_int("rank", rank)
+  if isinstance(targets, str) or not isinstance(targets, Sequence):
+    raise TypeError(f"targets must be names of linear maps, got {targets!r}.")
   found = {path[-1]: (path, kernel) for path, kernel in _kernels(base)}
   if not targets:
     raise ValueError("targets must name at least one linear map, got ().")
@@ -127,6 +130,7 @@ def attach(base: Params, adapters: Params, *, alpha: float) -> Adapted:
     layers, ins, outs = _split(path[-1], kernels[path].shape)
     rank = adapter["a"].shape[-1]
     hint = "It is that of the base's kernel, with one rank."
+    name = f"adapters' {name}"
     checks.check_shape(f"{name}/a", adapter["a"], (layers, *ins, rank), hint)
     checks.check_shape(f"{name}/b", adapter["b"], (layers, rank, *outs), hint)
   return Adapted(base, adapters, alpha)

@@ -129,6 +129,7 @@ def top_two(
   axis_name: AxisName = None,
 ) -> TopTwo:
   """The two best points of each row; see `assign`. At least two points."""
+  check(noise, points, bias)
   checks.check_int("number of points", points.shape[0], 2)
   best, index, (runner, second) = _search(
     noise, points, bias, "two", chunk_size, axis_name, "xla"
@@ -201,11 +202,13 @@ def histogram(
 
 def bias_from_potential(potential: jax.Array, points: jax.Array) -> jax.Array:
   """`b = (g - |y|^2) / 2`: from cost to score units."""
+  _check_dual("potential", potential, points)
   return (potential - jnp.sum(points**2, axis=1)) / 2
 
 
 def potential_from_bias(bias: jax.Array, points: jax.Array) -> jax.Array:
   """`g = 2 b + |y|^2`: the dual potential of the cost `|x - y|^2`."""
+  _check_dual("bias", bias, points)
   return 2 * bias + jnp.sum(points**2, axis=1)
 
 
@@ -216,6 +219,13 @@ def check(noise: jax.Array, points: jax.Array, bias: jax.Array) -> None:
   checks.check_shape("points", points, (None, None))
   checks.check_shape("noise", noise, (None, points.shape[1]))
   checks.check_shape("bias", bias, points.shape[:1])
+
+
+def _check_dual(name, dual, points):
+  for what, array in ((name, dual), ("points", points)):
+    checks.check_numbers(what, array)
+  checks.check_shape("points", points, (None, None))
+  checks.check_shape(name, dual, points.shape[:1])
 
 
 def _search(noise, points, bias, extra, chunk_size, axis_name, implementation):

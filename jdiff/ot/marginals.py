@@ -49,6 +49,8 @@ def rebalance(
     ValueError: If shapes do not fit or, where values are known, the quotas do
       not sum to `P` (in every group).
   """
+  for name, array in (("index", index), ("quota", quota)):
+    checks.check_integers(name, array)
   checks.check_shape("index", index, (None,))
   checks.check_shape("quota", quota, (None,))
   num_pairs, num_points = np.shape(index)[0], np.shape(quota)[0]
@@ -57,6 +59,7 @@ def rebalance(
     gap = jnp.asarray(gap)
   if group is None:
     group = np.zeros(num_points, np.int32)
+  checks.check_integers("group", group)
   checks.check_shape("group", group, (num_points,))
   _check_totals(index, quota, group)
   index, quota, group = (
@@ -116,10 +119,18 @@ def quotas(
 def _check_totals(index, quota, group):
   if not checks.is_concrete(index, quota, group):
     return
-  group, quota = np.asarray(group), np.asarray(quota)
+  group, quota, index = (np.asarray(x) for x in (group, quota, index))
+  for name, array, end in (
+    ("index", index, len(quota)),
+    ("group", group, np.inf),
+  ):
+    if array.size and (array.min() < 0 or array.max() >= end):
+      raise ValueError(
+        f"{name} must lie in [0, {end}), got {array.min()} to {array.max()}."
+      )
   size = int(group.max(initial=0)) + 1
   wanted = np.bincount(group, weights=quota, minlength=size)
-  held = np.bincount(group[np.asarray(index)], minlength=size)
+  held = np.bincount(group[index], minlength=size)
   if (wanted != held).any():
     worst = int(np.abs(wanted - held).argmax())
     raise ValueError(

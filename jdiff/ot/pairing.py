@@ -101,6 +101,8 @@ def transport(
     ValueError: If a class-conditional solution comes without labels, or
       another with them.
   """
+  checks.check_numbers("noise", noise)
+  checks.check_shape("noise", noise, (None, solution.points.shape[1]))
   _check_label(label, solution, noise.shape[0])
   if solution.classes is None:
     return laguerre.assign(
@@ -177,6 +179,7 @@ def _check_label(label, solution, batch_size):
     raise ValueError(
       "label needs a class-conditional solution; pass one of solve_classes."
     )
+  checks.check_integers("label", label)
   checks.check_shape("label", label, (batch_size,))
 
 

@@ -295,7 +295,10 @@ def solve_classes(
   Raises:
     ValueError: If shapes, labels or weights do not fit.
   """
+  checks.check_key(key)
+  checks.check_numbers("points", points)
   checks.check_shape("points", points, (None, None))
+  checks.check_numbers("labels", labels)
   labels = np.asarray(labels)
   num_points = points.shape[0]
   checks.check_shape("labels", labels, (num_points,))
@@ -320,14 +323,15 @@ def solve_classes(
   classes = np.full((len(counts), counts.max()), -1, np.int32)
   for label, count in enumerate(counts):
     classes[label, :count] = np.flatnonzero(labels == label)
-  members = jnp.asarray(classes)
+  # A traced index takes rows of JAX's arrays alone.
+  members, rows = jnp.asarray(classes), jnp.asarray(points, jnp.float32)
 
   def one(arguments):
     key, member = arguments
     share = jnp.where(member >= 0, merged[member], 0)
     return solve(
       key,
-      points[member],
+      rows[member],
       weights=share / share.sum(),
       num_samples=num_samples,
       **options,
@@ -340,7 +344,7 @@ def solve_classes(
   if same is not None:
     bias = bias[same.first]
   return Solution(
-    jnp.asarray(points, jnp.float32),
+    rows,
     nu,
     bias,
     every.marginal_error,

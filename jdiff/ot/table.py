@@ -59,6 +59,7 @@ def make(
     source: The noise that was solved for.
     chunk_size: See `laguerre.assign`.
   """
+  checks.check_int("seed", seed, 0)
   checks.check_int("num_pairs", num_pairs)
   checks.check_int("batch_size", batch_size)
   weights = np.asarray(solution.weights)
@@ -126,6 +127,9 @@ def noise(
     dim: `D`.
     source: The noise that was solved for.
   """
+  checks.check_integers("pair_id", pair_id)
+  checks.check_shape("pair_id", pair_id, (None,))
+  checks.check_int("dim", dim)
   return pairing.draw_noise(_keys(seed, pair_id), dim, source)
 
 
@@ -144,6 +148,15 @@ def fingerprint(
     labels: `[M]` integers of a class-conditional solution, else None.
     weights: `[M]`; uniform by default.
   """
+  checks.check_int("seed", seed, 0)
+  checks.check_numbers("points", points)
+  checks.check_shape("points", points, (None, None))
+  if labels is not None:
+    checks.check_integers("labels", labels)
+    checks.check_shape("labels", labels, np.shape(points)[:1])
+  if weights is not None:
+    checks.check_numbers("weights", weights)
+    checks.check_shape("weights", weights, np.shape(points)[:1])
   points = np.ascontiguousarray(points, np.float32)
   if weights is None:
     weights = np.full(len(points), np.float32(1 / len(points)))

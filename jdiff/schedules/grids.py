@@ -78,6 +78,7 @@ def as_grid(
   with jax.ensure_compile_time_eval():
     if times is None:
       return time_grid(checks.check_int("num_steps", num_steps))
+    checks.check_numbers("times", times)
     times = jnp.asarray(times)
     times = times.astype(jnp.promote_types(times.dtype, jnp.float32))
   checks.check_shape("times", times, (None,))

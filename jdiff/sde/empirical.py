@@ -169,6 +169,8 @@ def empirical_score_fn(
       comes of them, to differ from device to device: pass it None, and as field
       `lambda _, x, t: field(rows, x, t)` with the local rows.
   """
+  if chunk_size is not None:
+    checks.check_int("chunk_size", chunk_size)
 
   def score(params: Params, x: jax.Array, t: jax.Array) -> jax.Array:
     _, slope = empirical_score(
@@ -200,6 +202,8 @@ def empirical_velocity_fn(
     chunk_size: See `empirical_score`.
     axis_name: See `empirical_score_fn`.
   """
+  if chunk_size is not None:
+    checks.check_int("chunk_size", chunk_size)
 
   def velocity(
     params: Params, x: jax.Array, t: jax.Array, **label: jax.Array
@@ -258,6 +262,7 @@ def loss_gap(
   """
   num_samples = checks.check_int("num_samples", num_samples, 2)
   checks.check_shape("t", t, (), "Batch with jax.lax.map.")
+  checks.check_rows("data", data)
   data = jnp.asarray(data)
   dtype = _wide(data)
   t = jnp.asarray(t, dtype)

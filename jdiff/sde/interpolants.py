@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jdiff.core import checks
 from jdiff.schedules.gaussian import GaussianSchedule, linear
@@ -67,7 +68,7 @@ def denoised_from_velocity(
   `sigma'` is infinite, at `t = 0` of the VP schedule.
   """
   schedule = linear() if schedule is None else schedule
-  t = expand(t, x)
+  t = _expand_for("velocity", velocity, x, t)
   alpha, sigma = schedule.alpha(t), schedule.sigma(t)
   dalpha, dsigma = schedule.dalpha(t), schedule.dsigma(t)
   return (dsigma * x - sigma * velocity) / (alpha * dsigma - dalpha * sigma)
@@ -84,7 +85,7 @@ def noise_from_velocity(
   Undefined where `sigma'` is infinite, at `t = 0` of the VP schedule.
   """
   schedule = linear() if schedule is None else schedule
-  t = expand(t, x)
+  t = _expand_for("velocity", velocity, x, t)
   alpha, sigma = schedule.alpha(t), schedule.sigma(t)
   dalpha, dsigma = schedule.dalpha(t), schedule.dsigma(t)
   return (alpha * velocity - dalpha * x) / (alpha * dsigma - dalpha * sigma)
@@ -117,10 +118,19 @@ def velocity_from_score(
   schedules: there the score is that of the noise whatever the data are.
   """
   schedule = linear() if schedule is None else schedule
-  t = expand(t, x)
+  t = _expand_for("score", score, x, t)
   return schedule.drift(t) * x - 0.5 * schedule.diffusion_squared(t) * score
 
 
 def expand(t: jax.Array, x: jax.Array) -> jax.Array:
   """`[B]` as `[B, 1, ...]`, to broadcast against `x [B, ...]`."""
   return jnp.reshape(t, jnp.shape(t) + (1,) * (x.ndim - jnp.ndim(t)))
+
+
+def _expand_for(name: str, field: jax.Array, x: jax.Array, t: jax.Array):
+  """`expand(t, x)`, after a check of what a field answered at `x` and `t`."""
+  for what, array in ((name, field), ("x", x), ("t", t)):
+    checks.check_numbers(what, array)
+  checks.check_shape(name, field, np.shape(x))
+  checks.check_shape("t", t, np.shape(x)[: np.ndim(t)])
+  return expand(t, x)

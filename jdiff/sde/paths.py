@@ -161,6 +161,7 @@ def path_log_ratio(
   Raises:
     ValueError: If shapes or times do not fit.
   """
+  checks.check_numbers("path", path)
   path = jnp.asarray(path)
   if path.ndim < 2 or path.shape[0] < 2:
     raise ValueError(
@@ -216,6 +217,7 @@ def reference_path(
     num_steps: Steps `K` of the uniform grid from 1 to 0.
     times: `[K + 1]` decreasing times instead, ending at 0.
   """
+  checks.check_rows("data", data)
   data = widen(jnp.asarray(data))
   reference.check_shape(data.shape[1:])
   times = grids.as_grid(num_steps, times)
@@ -264,6 +266,7 @@ def bridge(
     ValueError: If shapes do not fit.
     TypeError: If the key is not a typed PRNG key.
   """
+  checks.check_rows("data", data)
   data = widen(jnp.asarray(data))
   reference.check_shape(data.shape[1:])
   checks.check_numbers("t", t)

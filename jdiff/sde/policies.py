@@ -40,6 +40,7 @@ def fit_spread(
   Returns:
     Values in `[1e-4, 2]`.
   """
+  checks.check_rows("samples", samples)
   samples = jnp.asarray(samples)
   axes = tuple(range(1, samples.ndim))
   size = reference.size(samples.shape[1:])

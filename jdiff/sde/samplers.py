@@ -278,6 +278,7 @@ def straightness(path: jax.Array, times: ArrayLike) -> Straightness:
     ValueError: If shapes or times do not fit.
   """
   times = grids.as_grid(times=times)
+  checks.check_numbers("path", path)
   path = jnp.asarray(path)
   if path.ndim < 2 or path.shape[0] != times.size:
     raise ValueError(

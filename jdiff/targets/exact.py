@@ -99,6 +99,8 @@ def ising_transfer(size: int, k: float, field: float = 0.0) -> dict[str, Any]:
     `correlation` along a row, `[size // 2]`.
   """
   checks.check_int("size", size, 3)
+  checks.check_finite("k", k)
+  checks.check_finite("field", field)
   rows = 2.0 * enumerate_lib.enumerate_states(size, 2) - 1
   bonds = (rows * np.roll(rows, 1, axis=1)).sum(axis=1)
   weight = k * bonds + field * rows.sum(axis=1)
@@ -135,6 +137,9 @@ def ising_energy(
   size: int, beta: float, coupling: float, field: float
 ) -> float:
   """`<H> / L` of the periodic model, by differentiating `log_z` in beta."""
+  checks.check_int("size", size, 3)
+  for name, value in dict(beta=beta, coupling=coupling, field=field).items():
+    checks.check_finite(name, value)
 
   def log_z(b):
     rows = 2.0 * enumerate_lib.enumerate_states(size, 2) - 1
@@ -158,6 +163,10 @@ def potts_transfer(
     `log_z`, `energy_per_site`, `row_magnetisation`, and `correlation` of `1[x_i
     = x_(i+r)] - 1/q` along a row.
   """
+  checks.check_int("size", size, 2)
+  checks.check_int("num_states", num_states, 2)
+  checks.check_finite("beta", beta)
+  checks.check_finite("coupling", coupling)
   rows = enumerate_lib.enumerate_states(size, num_states)
   bonds = (rows == np.roll(rows, 1, axis=1)).sum(axis=1)
   one_hot = (rows[..., None] == np.arange(num_states)).reshape(len(rows), -1)

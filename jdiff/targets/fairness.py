@@ -66,12 +66,15 @@ def fair_bnn(
   if not all(cell.any() for cell in cells.values()):
     raise ValueError("each group must hold rows of both labels.")
   num_features = x.shape[1]
-  if not all(0 <= f < num_features for f in monotone):
+  monotone = checks.check_sizes("monotone", monotone, 0)
+  widths = checks.check_sizes("hidden", hidden)
+  checks.check_finite("margin", margin)
+  if not all(f < num_features for f in monotone):
     raise ValueError(
       f"monotone must name features below {num_features}, got {monotone}."
     )
   checks.check_int("num_anchors", num_anchors)
-  sizes = (num_features, *hidden, 1)
+  sizes = (num_features, *widths, 1)
   zeros = [
     {"w": jnp.zeros((a, b)), "b": jnp.zeros(b)}
     for a, b in zip(sizes[:-1], sizes[1:], strict=True)
@@ -185,10 +188,11 @@ def with_test_rows(problem: FairBNN, x, y, group) -> ConstrainedTarget:
 
 def _checked(x, y, group):
   """Rows as float32 arrays that fit each other."""
-  x, y, group = (np.asarray(a, np.float32) for a in (x, y, group))
+  # Flags may be booleans; text that holds numbers is refused.
   checks.check_shape("x", x, (None, None))
-  checks.check_shape("y", y, x.shape[:1])
-  checks.check_shape("group", group, x.shape[:1])
+  checks.check_shape("y", y, np.shape(x)[:1])
+  checks.check_shape("group", group, np.shape(x)[:1])
+  x, y, group = (np.asarray(a, np.float32) for a in (x, y, group))
   if not np.isfinite(x).all():
     raise ValueError("x must be finite; drop or fill rows that are not.")
   for name, a in (("y", y), ("group", group)):

@@ -80,6 +80,8 @@ def to_cartesian(tree: ArrayLike, internal: Internal) -> jax.Array:
   """
   rows = check_tree(tree)
   num = len(rows)
+  for name, values in zip(internal._fields, internal, strict=True):
+    checks.check_numbers(f"internal.{name}", values)
   bonds, angles, torsions = (jnp.asarray(q) for q in internal)
   checks.check_shape("internal.bonds", bonds, (num - 1,))
   checks.check_shape("internal.angles", angles, (num - 2,))
@@ -138,13 +140,13 @@ def log_det(internal: Internal) -> jax.Array:
 
 def distance(positions: jax.Array, atoms: ArrayLike) -> jax.Array:
   """Distances `[m]` of the pairs `atoms` `[m, 2]`; derivative 0 at zero."""
-  a, b = (positions[i] for i in jnp.asarray(atoms).T)
+  a, b = _picked(positions, atoms, 2)
   return _norm(b - a)
 
 
 def angle(positions: jax.Array, atoms: ArrayLike) -> jax.Array:
   """Angles `[m]`, in `[0, pi]`, at the middle atoms of `[m, 3]`."""
-  a, b, c = (positions[i] for i in jnp.asarray(atoms).T)
+  a, b, c = _picked(positions, atoms, 3)
   left, right = a - b, c - b
   cos = jnp.sum(left * right, axis=1)
   sin = _norm(jnp.cross(left, right))
@@ -153,13 +155,23 @@ def angle(positions: jax.Array, atoms: ArrayLike) -> jax.Array:
 
 def dihedral(positions: jax.Array, atoms: ArrayLike) -> jax.Array:
   """Dihedrals `[m]` of `[m, 4]`, in `(-pi, pi]`; 0 where three atoms align."""
-  i, j, k, m = (positions[i] for i in jnp.asarray(atoms).T)
+  i, j, k, m = _picked(positions, atoms, 4)
   a, b, c = j - i, k - j, m - k
   left, right = jnp.cross(a, b), jnp.cross(b, c)
   sin = _norm(b) * jnp.sum(a * right, axis=1)
   cos = jnp.sum(left * right, axis=1)
   fine = sin**2 + cos**2 > TINY**2
   return jnp.arctan2(jnp.where(fine, sin, 0), jnp.where(fine, cos, 1))
+
+
+def _picked(positions, atoms, width):
+  """Positions `[m, 3]` of each of the `width` columns of `atoms`."""
+  checks.check_numbers("positions", positions)
+  checks.check_shape("positions", positions, (None, 3))
+  checks.check_integers("atoms", atoms)
+  checks.check_shape("atoms", atoms, (None, width))
+  positions = jnp.asarray(positions)
+  return [positions[i] for i in jnp.asarray(atoms).T]
 
 
 def _levels(rows):

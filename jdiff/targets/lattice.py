@@ -28,6 +28,7 @@ def neighbours(size: int, *, periodic: bool = True) -> np.ndarray:
 
 def checkerboard(size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
   """Sites of even and of odd `row + column`."""
+  checks.check_int("size", size, 2)
   row, col = np.divmod(np.arange(size * size), size)
   odd = (row + col) % 2 == 1
   return (
@@ -69,7 +70,8 @@ def chain(
     periodic: Whether opposite edges are joined.
     num_subsets: A power of two; more means smaller blocks, more steps.
   """
-  if num_subsets < 1 or num_subsets & (num_subsets - 1):
+  checks.check_int("num_subsets", num_subsets)
+  if num_subsets & (num_subsets - 1):
     raise ValueError(f"num_subsets must be a power of two, got {num_subsets}.")
   even, odd = checkerboard(size)
   if periodic and size % 2 == 0:
@@ -103,6 +105,7 @@ def context(
   Raises:
     ValueError: If the law shuffles sites within a stage.
   """
+  checks.check_int("size", size, 2)
   checks.check_int("num_neighbours", num_neighbours)
   num_sites = size * size
   if order is None:

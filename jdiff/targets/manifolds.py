@@ -105,7 +105,10 @@ def torus(
   tilt: tuple[float, float, float] = (0.0, 0.0, 0.0),
 ) -> ConstrainedTarget:
   """The torus around the z axis with `f = -tilt . x`."""
+  checks.check_finite("major", major)
   checks.check_finite("minor", minor, positive=True)
+  checks.check_numbers("tilt", tilt)
+  checks.check_shape("tilt", tilt, (3,))
   if not major > minor:
     raise ValueError(f"major must exceed minor={minor}, got {major}.")
 
@@ -247,7 +250,8 @@ def cap(height: float = 0.0, kappa: float = 0.0) -> ConstrainedTarget:
 def ball(dim: int, precision: float = 1.0) -> ConstrainedTarget:
   """`N(0, I / precision)` on `|x|^2 <= 1`; `precision = 0` is uniform."""
   checks.check_int("dim", dim)
-  if not precision >= 0:
+  checks.check_finite("precision", precision)
+  if precision < 0:
     raise ValueError(f"precision must be >= 0, got {precision}.")
 
   def exact():

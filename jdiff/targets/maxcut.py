@@ -139,6 +139,8 @@ def max_cut_value(
     RuntimeError: If optimality is not proven within the limit.
   """
   graph = _graph(edges, num_nodes, weights)
+  if time_limit is not None:
+    checks.check_finite("time_limit", time_limit, positive=True)
   num, count = graph.num_nodes, len(graph.edges)
   # y_e <= x_i + x_j and y_e <= 2 - x_i - x_j where a cut edge gains;
   # y_e >= |x_i - x_j| where it costs. Then y_e = 1[x_i != x_j] at the optimum.

@@ -81,6 +81,10 @@ def pair_list(
     ValueError: If shapes do not fit, or an exception is no pair or listed
       twice.
   """
+  checks.check_numbers("atom_params", atom_params)
+  if np.size(exceptions):
+    checks.check_integers("exceptions", exceptions)
+  checks.check_numbers("exception_params", exception_params)
   atoms = np.asarray(atom_params, np.float64)
   checks.check_shape("atom_params", atoms, (None, 3))
   special_pairs = np.asarray(exceptions, np.int64).reshape(-1, 2)
@@ -200,6 +204,7 @@ def chart(
     Internal(*(np.asarray(q, np.float64) for q in law))
     for law in (centre, scale)
   )
+  checks.check_numbers("windows", windows)
   windows = np.asarray(windows, np.float64)
   for name, law in (("centre", centre), ("scale", scale)):
     for i, (field, q) in enumerate(zip(law._fields, law, strict=True)):
@@ -253,6 +258,8 @@ def unwrap(chart: Chart, key: jax.Array, x: jax.Array) -> jax.Array:
   If `x`, from `from_positions`, follows the law on the circle, the answer
   follows that of `molecule`.
   """
+  checks.check_key(key)
+  checks.check_shape("x", x, (3 * len(chart.tree) - 6,), "Batch with jax.vmap.")
   free = np.isinf(chart.windows)
   scale = jnp.asarray(chart.scale.torsions, x.dtype)
   torsions = x[-len(free) :] * scale

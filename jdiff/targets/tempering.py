@@ -2,6 +2,7 @@
 
 import jax
 
+from jdiff.core import checks
 from jdiff.core.types import Target
 
 
@@ -15,6 +16,11 @@ def temper(target: Target, scale: float | jax.Array) -> Target:
   Returns:
     A target without `log_z`, `exact` and `sample`, which no longer hold.
   """
+  if isinstance(scale, jax.Array):
+    checks.check_numbers("scale", scale)
+    checks.check_shape("scale", scale, ())
+  else:
+    scale = checks.check_finite("scale", scale, positive=True)
   original = target.conditional
 
   def conditional(tokens, sites=None):

@@ -9,6 +9,8 @@ spins of a row into a determinant. Float64 NumPy throughout.
 
 import numpy as np
 
+from jdiff.core import checks
+
 
 def kaufman_log_z(rows: int, cols: int, k: float) -> float:
   """`log Z` of the `rows x cols` Ising torus at `h = 0`, `K = beta J > 0`.
@@ -18,8 +20,6 @@ def kaufman_log_z(rows: int, cols: int, k: float) -> float:
     cols: The other side.
     k: `beta J`, positive.
   """
-  if not k > 0:
-    raise ValueError(f"k must be positive, got {k}.")
   return kaufman_terms(rows, cols, k)[0]
 
 
@@ -27,6 +27,9 @@ def kaufman_terms(
   rows: int, cols: int, k: float, sign: float = 1.0
 ) -> tuple[float, np.ndarray]:
   """`log Z` and the four signed terms; `sign` flips the last one in tests."""
+  checks.check_int("rows", rows, 3)
+  checks.check_int("cols", cols, 3)
+  checks.check_finite("k", k, positive=True)
   index = np.arange(1, 2 * rows)
   cosh = np.cosh(2 * k) ** 2 / np.sinh(2 * k) - np.cos(np.pi * index / rows)
   # gamma_0 is signed: negative above the critical temperature.
@@ -60,6 +63,8 @@ def row_correlation(size: int, k: float) -> np.ndarray:
     size: Side of the square torus, `>= 3`; no field.
     k: `beta J`, positive.
   """
+  checks.check_int("size", size, 3)
+  checks.check_finite("k", k, positive=True)
   if abs(size * (2 * k + np.log(np.tanh(k)))) > 1e-5:
     return _row_correlation(size, k)
   # At the critical point one mode costs nothing: its term is 0 times infinity.

@@ -114,7 +114,15 @@ def _grids(size: int, scale: float, coupling, field):
   checks.check_int("size", size, 2)
   if size > MAX_SIDE:
     raise ValueError(f"size must be <= {MAX_SIDE}, got {size}.")
+  checks.check_finite("beta", scale)
   num_sites = size * size
+  for name, value, shape in (
+    ("coupling", coupling, (num_sites, 2)),
+    ("field", field, (num_sites,)),
+  ):
+    checks.check_numbers(name, value)
+    if np.ndim(value):
+      checks.check_shape(name, value, shape)
   k = np.broadcast_to(np.asarray(coupling, np.float64), (num_sites, 2))
   h = np.broadcast_to(np.asarray(field, np.float64), (num_sites,))
   return scale * k.reshape(size, size, 2), scale * h.reshape(size, size)

@@ -161,6 +161,12 @@ class View:
     )
 
 
+def check_pose(name: str, pose: Any, lead: tuple[int | None, ...] = ()) -> None:
+  """Raises unless poses are integers `[*lead, 3]`."""
+  checks.check_integers(name, pose)
+  checks.check_shape(name, pose, (*lead, 3))
+
+
 def _turned(offsets: Any, quarters: int) -> Any:
   """`offsets [..., 2]` turned clockwise, an array of the same kind."""
   row, col = offsets[..., 0], offsets[..., 1]

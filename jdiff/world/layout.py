@@ -162,9 +162,7 @@ class Layout:
 
 def check_range(name: str, value: jax.Array, size: int) -> None:
   """Raises unless `value` holds integers, in `[0, size)` where known."""
-  dtype = jnp.result_type(value)
-  if not jnp.issubdtype(dtype, jnp.integer):
-    raise TypeError(f"{name} must be integers, got dtype {dtype}.")
+  checks.check_integers(name, value)
   if checks.is_concrete(value) and np.size(value):
     # As NumPy: while tracing, JAX would make tracers of them.
     values = np.asarray(value)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jdiff.core import checks
 from jdiff.world.geometry import View
@@ -102,6 +103,10 @@ def put(frames: Frames, frame: Frames, slot: jax.Array) -> Frames:
 def as_recalled(view: View, frames: Frames) -> Recalled:
   """Frames `[F]` with the coordinates of their cells."""
   shape = frames.tokens.shape
+  checks.check_shape(
+    "frames.tokens", frames.tokens, (*shape[:-1], view.num_cells)
+  )
+  checks.check_shape("frames.pose", frames.pose, (*shape[:-1], 3))
   return Recalled(
     tokens=frames.tokens,
     cells=view.cells(frames.pose),
@@ -291,6 +296,9 @@ def world_map(view: View, *, shape: tuple[int, int]) -> Memory:
   Raises:
     ValueError: If the shape is no torus' period or smaller than the view.
   """
+  sizes = checks.check_sizes("shape", shape)
+  if len(sizes) != 2:
+    raise ValueError(f"shape must be (rows, cols), got {sizes}.")
   if view.period is not None and tuple(shape) != tuple(view.period):
     raise ValueError(
       f"shape must be the world's period {view.period}, got {shape}."
@@ -372,14 +380,16 @@ def gated(
   checks.check_int("num_features", num_features, 2)
   for name, value in (("decay", decay), ("rate", rate)):
     checks.check_range(name, value, 0, 1, ends="(]")
+  checks.check_finite("threshold", threshold)
   key = jax.random.key(0) if key is None else key
+  checks.check_key(key)
   shape = (num_features // 2, 2)
   if view.period is None:
     frequency = jax.random.normal(key, shape)
   else:
     # Whole turns a period. A modest band: neighbours must be told apart, not
     # more.
-    band = jnp.array(view.period) // 2
+    band = np.array(view.period) // 2
     turns = jnp.stack(
       [
         jax.random.randint(k, shape[:1], -int(n), int(n) + 1)

@@ -4,7 +4,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jdiff.core import checks
+from jdiff.world import geometry
 from jdiff.world.geometry import View
 
 CLASSES = ("window", "revisit", "new")
@@ -19,6 +22,9 @@ class Tally(NamedTuple):
 
 def tally(hit: jax.Array, trial: jax.Array, axis=None) -> Tally:
   """Counts `hit & trial` and `trial`, both bool of one shape."""
+  checks.check_flags("hit", hit)
+  checks.check_flags("trial", trial)
+  checks.check_shape("trial", trial, np.shape(hit))
   return Tally(jnp.sum(hit & trial, axis=axis), jnp.sum(trial, axis=axis))
 
 
@@ -36,6 +42,8 @@ def cell_classes(
   Returns:
     `[3, N]` bool: in the last `window` frames; only before these; never.
   """
+  checks.check_int("window", window)
+  geometry.check_pose("pose", pose, (None,))
   cells = view.cells(pose[now])
   seen = jax.vmap(view.visible, in_axes=(0, None))(pose, cells)
   age = now - jnp.arange(pose.shape[0])
@@ -46,12 +54,17 @@ def cell_classes(
 
 def known_cells(view: View, prefix: jax.Array, pose: jax.Array) -> jax.Array:
   """Which cells at `pose [3]` the frames at `prefix [T, 3]` show: `[N]`."""
+  geometry.check_pose("prefix", prefix, (None,))
+  geometry.check_pose("pose", pose)
   cells = view.cells(pose)
   return jax.vmap(view.visible, in_axes=(0, None))(prefix, cells).any(axis=0)
 
 
 def exact_horizon(wrong: jax.Array) -> jax.Array:
   """Frames before the first wrong one: `[..., T]` bool to `[...]`."""
+  checks.check_flags("wrong", wrong)
+  if not np.ndim(wrong):
+    raise ValueError("wrong must have shape [..., T], got [].")
   right = jnp.cumsum(wrong.astype(jnp.int32), axis=-1) == 0
   return jnp.sum(right, axis=-1)
 
@@ -60,6 +73,9 @@ def psnr(
   image: jax.Array, reference: jax.Array, axis=(-3, -2, -1)
 ) -> jax.Array:
   """Peak signal-to-noise ratio in dB of pictures with values in `[0, 1]`."""
+  checks.check_numbers("image", image)
+  checks.check_numbers("reference", reference)
+  checks.check_shape("reference", reference, np.shape(image))
   error = jnp.mean((image - reference) ** 2, axis=axis)
   return -10 * jnp.log10(jnp.maximum(error, 1e-10))
 
@@ -75,7 +91,14 @@ def clip_features(
   Returns:
     `[E, num_features]` float32.
   """
-  rows, cols = shape
+  sizes = checks.check_sizes("shape", shape)
+  if len(sizes) != 2:
+    raise ValueError(f"shape must be (rows, cols), got {sizes}.")
+  rows, cols = sizes
+  checks.check_int("num_tokens", num_tokens)
+  checks.check_int("num_features", num_features)
+  checks.check_integers("tokens", tokens)
+  checks.check_shape("tokens", tokens, (None, None, rows * cols))
   x = jax.nn.one_hot(tokens, num_tokens)
   x = x.reshape(*tokens.shape[:2], rows, cols, num_tokens)
   fan_in = 2 * 3 * 3

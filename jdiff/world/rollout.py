@@ -16,6 +16,7 @@ from jdiff.core import checks
 from jdiff.core import keys as keys_lib
 from jdiff.core.frames import Context, KeyValues, Seen, WorldNetwork
 from jdiff.core.types import Params
+from jdiff.world import geometry
 from jdiff.world import layout as layout_lib
 from jdiff.world import memory as memory_lib
 from jdiff.world.geometry import View
@@ -92,6 +93,7 @@ class World(NamedTuple):
 
 def see(view: View, pose: jax.Array, time: jax.Array, found: Recalled) -> Seen:
   """Frames `[F]` as the observer at `pose` sees them, with `B = Q = 1`."""
+  geometry.check_pose("pose", pose)
   cells = view.relative(pose, found.cells).astype(jnp.float32)
   age = jnp.maximum(time - found.time, 0).astype(jnp.float32)
   return Seen(cells[None, None], age[None, None], found.valid[None, None])
@@ -134,6 +136,10 @@ def world(
       f"num_steps must be at most the {num_open} open sites of a block, got "
       f"{num_steps}."
     )
+  if order not in ("confidence", "random"):
+    raise ValueError(f"order must be 'confidence' or 'random', got {order!r}.")
+  checks.check_range("temperature", temperature, 0, jnp.inf, ends="[)")
+  checks.check_range("min_p", min_p, 0, 1, ends="[)")
   decode = functools.partial(
     ctmc.decode,
     length=layout.length,
@@ -294,6 +300,8 @@ def together(
   axes = WorldState(0, 0, 0, 0, 0, None)  # type: ignore[arg-type]
 
   def step(params, key, states, actions):
+    checks.check_integers("actions", actions)
+    checks.check_shape("actions", actions, (None,))
     keys = keys_lib.per_example(key, actions.shape[0])
     moved, frames = jax.vmap(
       lambda key, state, action: model.step(params, key, state, action, True),

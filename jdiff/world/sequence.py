@@ -165,8 +165,10 @@ def infill(
   Raises:
     ValueError: If sites are out of range, named twice or all of them.
   """
-  checks.check_shape("canvases", canvases, (None, None))
+  checks.check_tokens("canvases", canvases)
   num_rows, length = canvases.shape
+  if np.size(given):
+    checks.check_integers("given", given)
   given = np.asarray(given, np.int64).ravel()
   if given.size and not 0 <= given.min() <= given.max() < length:
     raise ValueError(

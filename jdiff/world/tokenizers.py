@@ -87,9 +87,9 @@ def symbolic(sizes: Sequence[int], *, grid: tuple[int, int]) -> Tokenizer:
       known value lies outside of its range.
     TypeError: If a size is no integer; from the functions, if values are none.
   """
-  if not len(sizes):
+  sizes = checks.check_sizes("sizes", sizes)
+  if not sizes:
     raise ValueError("sizes must name at least one channel, got ().")
-  sizes = tuple(checks.check_int("every size in sizes", n) for n in sizes)
   rows, cols = _check_pair("grid", grid)
   num_tokens = _num_tokens("sizes", sizes)
   radix = _radix(sizes)
@@ -286,11 +286,10 @@ def nearest_patch(
       has another size, or a known token is out of range.
     TypeError: If a size is no integer.
   """
-  if len(shape) != 3:
-    raise ValueError(f"shape must be (H, W, C), got {tuple(shape)}.")
-  height, width, channels = (
-    checks.check_int("every size in shape", size) for size in shape
-  )
+  sizes = checks.check_sizes("shape", shape)
+  if len(sizes) != 3:
+    raise ValueError(f"shape must be (H, W, C), got {sizes}.")
+  height, width, channels = sizes
   shape = (height, width, channels)
   side = checks.check_int("patch_size", patch_size)
   checks.check_int("capacity", capacity)
@@ -366,10 +365,10 @@ def nearest_patch(
 
 
 def _check_pair(name: str, pair: Sequence[int]) -> tuple[int, int]:
-  if len(pair) != 2:
-    raise ValueError(f"{name} must be (rows, cols), got {tuple(pair)}.")
-  first, second = (checks.check_int(f"every size in {name}", n) for n in pair)
-  return first, second
+  sizes = checks.check_sizes(name, pair)
+  if len(sizes) != 2:
+    raise ValueError(f"{name} must be (rows, cols), got {sizes}.")
+  return sizes[0], sizes[1]
 
 
 def _check_levels(levels: Sequence[int]) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """Good calls of public kernels, and how an argument is spoilt.
 
 A case is a function, its arguments (made when asked for), and for each argument
-that is spoilt the kind of what it holds.
+that is spoilt the kind of what it holds, or the bad values themselves.
 """
 
 import functools
@@ -29,7 +29,7 @@ class Case(NamedTuple):
 
   function: Callable[..., Any]
   arguments: Callable[[], dict[str, Any]]
-  kinds: dict[str, str]
+  kinds: dict[str, str | list[Any]]
   traced: bool
 
   def call(self, **spoilt):

@@ -141,7 +141,12 @@ case(
 )
 case(targets.polymer, lambda: dict(num_atoms=4), num_atoms="count")
 case(manifolds.stiefel, lambda: dict(size=3), size="count")
-case(manifolds.ball, lambda: dict(dim=2, precision=1.0), dim="count")
+case(
+  manifolds.ball,
+  lambda: dict(dim=2, precision=1.0),
+  dim="count",
+  precision="at_least_0",
+)
 case(
   mixtures.separated,
   lambda: dict(num_components=2, dim=2, separation=1.0, variance=0.25),
