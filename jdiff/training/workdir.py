@@ -161,6 +161,8 @@ def _stored(workdir: str | os.PathLike) -> Any:
   stored = files.read_json(path, MAX_CONFIG_BYTES)
   if not isinstance(stored, dict):
     raise ValueError(f"{path} must be a JSON object.")
+  # Before anything else walks through it.
+  _check_plain("config", stored, MAX_CONFIG_DEPTH)
   return stored
 
 

@@ -287,7 +287,9 @@ def test_draw():
   log_w = jnp.log(jnp.array([0.5, 0.0, 0.25, 0.25]))
   drawn = pdns.draw(jax.random.key(0), buffer, log_w, 4)
   np.testing.assert_array_equal(drawn[:, 0], [0, 0, 2, 3])
-  with pytest.raises(ValueError, match="buffer of 4 samples .* batch of 5"):
+  with pytest.raises(
+    ValueError, match="buffer of 4 samples .* batch of num_samples=5"
+  ):
     pdns.draw(jax.random.key(0), buffer, log_w, 5)
 
 

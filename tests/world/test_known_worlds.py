@@ -362,7 +362,7 @@ SMALL = world.View(2, 2, (0, 0), worlds.COMPASS)
     (
       lambda: first_step(temperature=-1.0),
       ValueError,
-      "temperature must be >= 0",
+      "temperature must lie in",
     ),
   ],
 )
