@@ -50,9 +50,8 @@ def local(
   Raises:
     ValueError: If the tables do not fit each other.
   """
-  for name, table in (("context", context), ("group", group)):
-    if np.size(table):  # An empty list has floats.
-      checks.check_integers(name, table)
+  checks.check_integers("context", context)
+  checks.check_integers("group", group)
   checks.check_int("num_tokens", num_tokens)
   context = np.asarray(context, np.int32)
   group = np.asarray(group, np.int32)

@@ -131,9 +131,9 @@ def test_untrained_is_uniform():
 @pytest.mark.parametrize(
   "context, group, message",
   [
-    (np.zeros((3, 2)), np.zeros(2), r"context must be \[L, R\]"),
-    (np.full((2, 2), 5), np.zeros(2), "sites in"),
-    (np.zeros((2, 2)), -np.ones(2), "at least one group"),
+    (np.zeros((3, 2), int), np.zeros(2, int), r"context must be \[L, R\]"),
+    (np.full((2, 2), 5), np.zeros(2, int), "sites in"),
+    (np.zeros((2, 2), int), -np.ones(2, int), "at least one group"),
   ],
 )
 def test_bad_tables(context, group, message):
