@@ -52,32 +52,37 @@ def run(name, arguments):
     return rows, time.monotonic() - begun, done.returncode
 
 
+def write(lines, failed):
+  """The table so far; a run that is cut off leaves what it has measured."""
+  command = " ".join(["python -m benchmarks.run_all", *sys.argv[1:]])
+  load = os.getloadavg()[2]
+  head = [f"# Ratios, by `{command}`", ""]
+  head += [f"{timing.where()}, {os.cpu_count()} cores, load {load:.1f}.", ""]
+  head += ["`ratio`: the baseline's time or error over the row's."]
+  head += ["", f"Not measured: {'; '.join(failed)}."] if failed else []
+  TABLE.write_text("\n".join(head + lines) + "\n")
+
+
 def main():
   chosen = sys.argv[1:] or list(BENCHMARKS)
   unknown = set(chosen) - set(BENCHMARKS)
   if unknown:
     raise SystemExit(f"no benchmark {unknown.pop()}; there are {[*BENCHMARKS]}")
-  command = " ".join(["python -m benchmarks.run_all", *sys.argv[1:]])
-  head = [f"# Ratios, by `{command}`"]
   lines, failed = [], []
   for name in chosen:
     print(f"\n== {name}", flush=True)
     rows, seconds, status = run(name, BENCHMARKS[name])
     if status:
       failed.append(f"`{name}` ended with exit status {status}")
-      continue
-    lines += ["", f"## `{name}`, {seconds:.0f} s", ""]
-    lines += ["| table | row | baseline | ratio |", "|---|---|---|---|"]
-    lines += [
-      f"| {title} | {row} | {baseline} | {ratio:.3g} |"
-      for title, row, ratio, baseline in rows
-      if row != baseline
-    ]
-  load = os.getloadavg()[2]
-  head += ["", f"{timing.where()}, {os.cpu_count()} cores, load {load:.1f}."]
-  head += ["", "`ratio`: the baseline's time or error over the row's."]
-  head += ["", f"Not measured: {'; '.join(failed)}."] if failed else []
-  TABLE.write_text("\n".join(head + lines) + "\n")
+    else:
+      lines += ["", f"## `{name}`, {seconds:.0f} s", ""]
+      lines += ["| table | row | baseline | ratio |", "|---|---|---|---|"]
+      lines += [
+        f"| {title} | {row} | {baseline} | {ratio:.3g} |"
+        for title, row, ratio, baseline in rows
+        if row != baseline
+      ]
+    write(lines, failed)
   print(f"\n{TABLE.relative_to(ROOT)}: {len(lines)} lines")
   if failed:
     raise SystemExit(1)
