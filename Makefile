@@ -39,7 +39,7 @@ test-quick: venv
 test-thorough: venv
 	@$(RUN) $(PYTEST) -m "not faults" $(TESTFLAGS)
 
-# Real runs, killed at random moments; about ten minutes.
+# Real runs, killed at random moments.
 test-faults: venv
 	@$(RUN) -m pytest -n 2 -m faults -rP $(TESTFLAGS)
 
