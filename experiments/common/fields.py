@@ -76,8 +76,8 @@ _NAMES = """
   score source space style data.tokenizer variant weighting workdir
 """
 _COUNTS = """
-  *_every *_steps batch_size capacity eval_chunk num_chains num_episodes
-  num_eval num_samples num_test num_train
+  *_every *_steps batch_size capacity eval_chunk num_eval
+  num_samples
 """
 _PARTS = """
   *_per_point *_size dim horizon k max_length modulus num_* oversample
