@@ -29,16 +29,24 @@ def check_int(name: str, value: Any, minimum: int = 1) -> int:
   return int(value)
 
 
-def check_sizes(name: str, values: Any, minimum: int = 1) -> tuple[int, ...]:
-  """Returns a sequence of sizes as a tuple of ints, or says what is wrong."""
+def check_sizes(
+  name: str, values: Any, minimum: int = 1, *, parts: str = ""
+) -> tuple[int, ...]:
+  """Returns a sequence of sizes as a tuple of ints, or says what is wrong.
+
+  `parts`, such as "(rows, cols)", says how many there are, and what they are.
+  """
   if isinstance(values, str | Mapping) or not isinstance(values, Iterable):
     raise TypeError(
       f"{name} must be a tuple of integers, got {values!r} of type "
       f"{type(values).__name__}."
     )
-  return tuple(
+  sizes = tuple(
     check_int(f"every size in {name}", value, minimum) for value in values
   )
+  if parts and len(sizes) != len(parts.split(",")):
+    raise ValueError(f"{name} must be {parts}, got {sizes}.")
+  return sizes
 
 
 def check_finite(name: str, value: Any, *, positive: bool = False) -> Any:

@@ -85,9 +85,7 @@ def autoencoder(
     TypeError: If a size is no integer or `compute_dtype` no float dtype; from
       the functions, if the argument is not floating.
   """
-  checks.check_sizes("shape", shape)
-  if len(shape) != 3:
-    raise ValueError(f"shape must be (H, W, C), got {tuple(shape)}.")
+  checks.check_sizes("shape", shape, parts="(H, W, C)")
   frame = (shape[0], shape[1], shape[2])  # a list would not hash
   sizes = dict(
     num_latents=num_latents,

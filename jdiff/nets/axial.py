@@ -98,10 +98,8 @@ def axial(
     ),
   )
   if period is not None:
-    extent = checks.check_sizes("period", period)
-    if len(extent) != 2:
-      raise ValueError(f"period must be (rows, cols), got {extent}.")
-    period = (extent[0], extent[1])
+    rows, cols = checks.check_sizes("period", period, parts="(rows, cols)")
+    period = (rows, cols)
   module = _Axial(
     **sizes,
     sorter=slots.make_sorter(np.asarray(offsets), period, turns),

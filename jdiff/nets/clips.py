@@ -69,9 +69,7 @@ def clips(
   )
   for name, size in sizes.items():
     checks.check_int(name, size)
-  extent = checks.check_sizes("shape", shape)
-  if len(extent) != 2:
-    raise ValueError(f"shape must be (rows, cols), got {extent}.")
+  checks.check_sizes("shape", shape, parts="(rows, cols)")
   allowed = np.asarray(allowed, bool)
   num_cells = num_frames * math.prod(shape)
   if allowed.ndim != 2 or len(allowed) <= num_cells:

@@ -72,9 +72,7 @@ def dit(
     ValueError: If a size is not positive or the sizes do not divide.
     TypeError: If a size is no integer or `compute_dtype` no float dtype.
   """
-  checks.check_sizes("shape", shape)
-  if len(shape) != 3:
-    raise ValueError(f"shape must be (H, W, C), got {tuple(shape)}.")
+  checks.check_sizes("shape", shape, parts="(H, W, C)")
   shape = (shape[0], shape[1], shape[2])  # a list would not hash
   sizes = dict(
     patch_size=patch_size,

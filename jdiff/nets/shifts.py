@@ -33,10 +33,7 @@ def shifts(
   Raises:
     ValueError: If a size or the share is out of range.
   """
-  sizes = checks.check_sizes("shape", shape)
-  if len(sizes) != 2:
-    raise ValueError(f"shape must be (rows, cols), got {sizes}.")
-  rows, cols = sizes
+  rows, cols = checks.check_sizes("shape", shape, parts="(rows, cols)")
   checks.check_int("num_tokens", num_tokens)
   checks.check_int("num_codes", num_codes)
   checks.check_int("reach", reach, 0)

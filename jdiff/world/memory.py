@@ -296,9 +296,7 @@ def world_map(view: View, *, shape: tuple[int, int]) -> Memory:
   Raises:
     ValueError: If the shape is no torus' period or smaller than the view.
   """
-  sizes = checks.check_sizes("shape", shape)
-  if len(sizes) != 2:
-    raise ValueError(f"shape must be (rows, cols), got {sizes}.")
+  checks.check_sizes("shape", shape, parts="(rows, cols)")
   if view.period is not None and tuple(shape) != tuple(view.period):
     raise ValueError(
       f"shape must be the world's period {view.period}, got {shape}."

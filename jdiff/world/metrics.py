@@ -91,10 +91,7 @@ def clip_features(
   Returns:
     `[E, num_features]` float32.
   """
-  sizes = checks.check_sizes("shape", shape)
-  if len(sizes) != 2:
-    raise ValueError(f"shape must be (rows, cols), got {sizes}.")
-  rows, cols = sizes
+  rows, cols = checks.check_sizes("shape", shape, parts="(rows, cols)")
   checks.check_int("num_tokens", num_tokens)
   checks.check_int("num_features", num_features)
   checks.check_integers("tokens", tokens)

@@ -286,10 +286,9 @@ def nearest_patch(
       has another size, or a known token is out of range.
     TypeError: If a size is no integer.
   """
-  sizes = checks.check_sizes("shape", shape)
-  if len(sizes) != 3:
-    raise ValueError(f"shape must be (H, W, C), got {sizes}.")
-  height, width, channels = sizes
+  height, width, channels = checks.check_sizes(
+    "shape", shape, parts="(H, W, C)"
+  )
   shape = (height, width, channels)
   side = checks.check_int("patch_size", patch_size)
   checks.check_int("capacity", capacity)
@@ -365,10 +364,8 @@ def nearest_patch(
 
 
 def _check_pair(name: str, pair: Sequence[int]) -> tuple[int, int]:
-  sizes = checks.check_sizes(name, pair)
-  if len(sizes) != 2:
-    raise ValueError(f"{name} must be (rows, cols), got {sizes}.")
-  return sizes[0], sizes[1]
+  first, second = checks.check_sizes(name, pair, parts="(rows, cols)")
+  return first, second
 
 
 def _check_levels(levels: Sequence[int]) -> tuple[int, ...]:
