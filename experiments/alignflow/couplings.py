@@ -39,16 +39,24 @@ class Coupling(NamedTuple):
   solution: ot.Solution | None = None
 
 
-def make(config, dataset: data_lib.Dataset) -> Coupling:
+def make(
+  config, dataset: data_lib.Dataset, table: ot.table.Table | None = None
+) -> Coupling:
   """The coupling that `config.coupling` names.
+
+  Args:
+    config: A config of `experiments/alignflow/`.
+    dataset: Its rows.
+    table: Stored pairs, by default those of `coupling.table`, if it has one.
 
   Raises:
     ValueError: If its name is unknown or it does not fit the data.
   """
   kind = config.coupling.kind
   if kind == "sdot":
-    table = config.coupling.get("table")
-    return _table(config, dataset, table) if table else _online(config, dataset)
+    if not config.coupling.get("table"):
+      return _online(config, dataset)
+    return _paired(config, dataset, table or _stored(config, dataset))
   if kind == "independent":
     return Coupling(_independent(dataset), _rows(config, dataset))
   if kind == "minibatch":
@@ -160,9 +168,9 @@ def _online(config, dataset):
   return Coupling(draw, solution=solution)
 
 
-def _table(config, dataset, path):
-  """Rows by a stored table; the step draws their noise again."""
-  path, shape = pathlib.Path(path), dataset.train.shape[1:]
+def _stored(config, dataset):
+  """The table of a file, which is made if it is missing."""
+  path = pathlib.Path(config.coupling.table)
   labels = dataset.train_labels if config.conditional else None
   seed, size = config.coupling.seed, len(dataset.train)
   wanted = config.coupling.pairs_per_point * size
@@ -183,7 +191,12 @@ def _table(config, dataset, path):
       f"{path} holds {len(table.index)} pairs of seed {table.seed}, and the "
       f"config asks for {wanted} of seed {seed}; name another file."
     )
-  num_pairs = len(table.index)
+  return table
+
+
+def _paired(config, dataset, table):
+  """Rows by a stored table; the step draws their noise again."""
+  num_pairs, shape = len(table.index), dataset.train.shape[1:]
 
   def batches(step):
     first = step * config.batch_size
