@@ -134,6 +134,8 @@ _LAWS = {
   for name in names.split()
 } | {
   "net.num_layers": SIDE._replace(low=0),
+  # One after another, not a loop of one program.
+  "num_generations": SIDE._replace(high=2**10),
   "adam_b2": BELOW_1,
   "ema_decay": BELOW_1,
   "min_p": BELOW_1,

@@ -7,6 +7,7 @@ expressions. `tasks` turns both into tasks on tokens.
 
 import functools
 import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from jdiff.core import checks
 
 NUM_CELLS = 16
 OPERATIONS = "+-*"
+
+MAX_SOLVED = 4
+"""Of more numbers than this `make` makes nothing."""
 
 
 @functools.cache
@@ -146,3 +150,42 @@ def expressions(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   one, two = (np.broadcast_to(x, a.shape) for x in pairs[pair].T)
   forms = np.stack([a, one, b, two, c], -1)
   return forms, combine(a, one, b, two, c)
+
+
+def make(numbers: Sequence[int], target: float) -> str | None:
+  """An expression of all the numbers, each once, that gives the target.
+
+  The first of `expressions` that does, for three numbers, and then any
+  with `/` and brackets; None if there is none, or more numbers than
+  `MAX_SOLVED`.
+  """
+  if len(numbers) == 3:
+    forms, values = expressions(np.array(numbers))
+    for a, one, b, two, c in forms[values == target]:
+      return f"{a}{OPERATIONS[one]}{b}{OPERATIONS[two]}{c}"
+  if not 1 <= len(numbers) <= MAX_SOLVED:
+    return None
+  terms = [(str(number), float(number)) for number in numbers]
+  for expression, value in _results(terms):
+    if abs(value - target) < 1e-6:
+      return expression.removeprefix("(").removesuffix(")")
+  return None
+
+
+def _results(
+  terms: Sequence[tuple[str, float]],
+) -> Iterator[tuple[str, float]]:
+  """Everything that two at a time make of the terms, in brackets."""
+  if len(terms) == 1:
+    yield terms[0]
+    return
+  for i, j in itertools.permutations(range(len(terms)), 2):
+    (x, a), (y, b) = terms[i], terms[j]
+    rest = [term for k, term in enumerate(terms) if k not in (i, j)]
+    made = [(f"({x}-{y})", a - b)]
+    if b != 0:
+      made.append((f"({x}/{y})", a / b))
+    if i < j:
+      made += [(f"({x}+{y})", a + b), (f"({x}*{y})", a * b)]
+    for term in made:
+      yield from _results([term, *rest])

@@ -15,8 +15,7 @@ Source:
 
 import fractions
 import functools
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,9 +67,6 @@ _SHORT = {
 }
 STYLES = {"paper": _PAPER, "short": _SHORT}
 """What `ask` says, by style and task."""
-
-MAX_SOLVED = 4
-"""Countdown rows of more numbers than this are not solved here."""
 
 MAX_NUMBER, MAX_TARGET = 10**6, 10**15
 """In size, in countdown: products of three numbers stay below 2^63."""
@@ -172,10 +168,7 @@ def load(
       rows with equal prompts have different answers.
     FileNotFoundError: If there is no such file.
   """
-  if name not in NAMES:
-    raise ValueError(f"task must be one of {', '.join(NAMES)}, got {name!r}.")
-  checks.check_int("num_prompt", num_prompt)
-  checks.check_int("num_completion", num_completion)
+  check(name, num_prompt, num_completion)
   table: dict[bytes, Row] = {}
 
   def read(source: str) -> list[bytes]:
@@ -301,6 +294,14 @@ _CORRECT = {
 """At least 1 where the answer is right, and less elsewhere."""
 
 
+def check(name: str, num_prompt: int, num_completion: int) -> None:
+  """Raises a `ValueError` unless they name a task and its sizes."""
+  if name not in NAMES:
+    raise ValueError(f"task must be one of {', '.join(NAMES)}, got {name!r}.")
+  checks.check_int("num_prompt", num_prompt)
+  checks.check_int("num_completion", num_completion)
+
+
 def ask(name: str, row: Row, style: str = "paper") -> str:
   """What the user says: the papers' words, or the question alone.
 
@@ -327,7 +328,7 @@ def answer(name: str, row: Row) -> str:
     reasoning = row["answer"] if solved else row.get("solution")
     found = f"{boxed.BOX}{{{boxed.extract(row['answer'])}}}"
   elif name == "countdown":
-    found = solve(row["numbers"], row["target"]) or ""
+    found = puzzles.make(row["numbers"], row["target"]) or ""
   else:
     found = row["solution"]
   reasoning = reasoning.strip() if isinstance(reasoning, str) else ""
@@ -336,45 +337,6 @@ def answer(name: str, row: Row) -> str:
     f"<answer>\n{found.strip()}\n</answer>\n"
   )
   return completion if _CORRECT[name]([""], [completion], [row]) >= 1 else ""
-
-
-def solve(numbers: Sequence[int], target: float) -> str | None:
-  """An expression of all the numbers, each once, that gives the target.
-
-  The first of `puzzles.expressions` that does, for three numbers, and then any
-  with `/` and brackets; None if there is none, or more numbers than
-  `MAX_SOLVED`.
-  """
-  if len(numbers) == 3:
-    forms, values = puzzles.expressions(np.array(numbers))
-    for a, one, b, two, c in forms[values == target]:
-      return f"{a}{puzzles.OPERATIONS[one]}{b}{puzzles.OPERATIONS[two]}{c}"
-  if not 1 <= len(numbers) <= MAX_SOLVED:
-    return None
-  terms = [(str(number), float(number)) for number in numbers]
-  for expression, value in _results(terms):
-    if abs(value - target) < 1e-6:
-      return expression.removeprefix("(").removesuffix(")")
-  return None
-
-
-def _results(
-  terms: Sequence[tuple[str, float]],
-) -> Iterator[tuple[str, float]]:
-  """Everything that two at a time make of the terms, in brackets."""
-  if len(terms) == 1:
-    yield terms[0]
-    return
-  for i, j in itertools.permutations(range(len(terms)), 2):
-    (x, a), (y, b) = terms[i], terms[j]
-    rest = [term for k, term in enumerate(terms) if k not in (i, j)]
-    made = [(f"({x}-{y})", a - b)]
-    if b != 0:
-      made.append((f"({x}/{y})", a / b))
-    if i < j:
-      made += [(f"({x}+{y})", a + b), (f"({x}*{y})", a * b)]
-    for term in made:
-      yield from _results([term, *rest])
 
 
 def _check_row(
@@ -439,15 +401,19 @@ def generate(name: str, num: int) -> list[Row]:
   checks.check_int("num_generated", num)
   rng = np.random.default_rng(0)
   rows: dict[str, Row] = {}
-  for _ in range(100 * num):
+  misses = 0
+  while len(rows) < num:
     row = _MAKERS[name](rng)
-    rows.setdefault(ask(name, row, "short"), row)
-    if len(rows) == num:
-      return list(rows.values())
-  raise ValueError(
-    f"num_generated must be at most what there is of {name!r}, got {num}, and "
-    f"{len(rows)} were found."
-  )
+    question = ask(name, row, "short")
+    misses = misses + 1 if question in rows else 0
+    rows.setdefault(question, row)
+    # After so many in vain there are all but surely no more.
+    if misses > 1000 + 10 * len(rows):
+      raise ValueError(
+        f"num_generated must be at most what there is of {name!r}, got {num}, "
+        f"and {len(rows)} were found."
+      )
+  return list(rows.values())
 
 
 def _gsm8k(rng: np.random.Generator) -> Row:

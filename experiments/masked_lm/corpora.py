@@ -133,17 +133,23 @@ def questions(
 def stand_in(kind: str, **options: Any) -> Corpus:
   """A corpus of the same shapes, where files of the user's would be read.
 
-  Rows are zeros, and worth nothing: what compiling a step needs.
+  Questions are zeros, and worth nothing: what compiling a step needs.
   """
-  if kind != "questions" or options.get("tokenizer", BYTES) == BYTES:
+  if kind != "questions":
     return load(kind, **options)
-  lost = {"num_tokens", "mask_id", "eos_id"} - options.keys()
-  if lost:
-    raise ValueError(
-      f"data.tokenizer is {options['tokenizer']!r}, and a stand-in of it must "
-      f"be told data.{', data.'.join(sorted(lost))}."
-    )
-  sizes = (options["num_prompt"], options["num_completion"])
+  if options.get("tokenizer", BYTES) == BYTES:
+    codec = tokenizer_lib.byte_level()
+  else:
+    lost = {"num_tokens", "mask_id", "eos_id"} - options.keys()
+    if lost:
+      raise ValueError(
+        f"data.tokenizer is {options['tokenizer']!r}, and a stand-in of it "
+        f"must be told data.{', data.'.join(sorted(lost))}."
+      )
+    ids = (options[name] for name in ("num_tokens", "mask_id", "eos_id"))
+    codec = tokenizer_lib.Tokenizer(None, *ids, 0, ())
+  sizes = options["num_prompt"], options["num_completion"]
+  questions_lib.check(options["name"], *sizes)
   length = sum(sizes)
 
   def zeros(*shape):
@@ -154,9 +160,7 @@ def stand_in(kind: str, **options: Any) -> Corpus:
 
   task = questions_lib.Questions(
     options["name"],
-    tokenizer_lib.Tokenizer(
-      None, options["num_tokens"], options["mask_id"], options["eos_id"], 0, ()
-    ),
+    codec,
     *sizes,
     prompts=lambda seed, num: zeros(num, sizes[0]),
     held_out_prompts=lambda num: zeros(num, sizes[0]),
@@ -168,12 +172,12 @@ def stand_in(kind: str, **options: Any) -> Corpus:
   return Corpus(
     sizes[0],
     length,
-    options["num_tokens"],
-    options["mask_id"],
+    codec.vocab_size,
+    codec.mask_id,
     task.pretraining,
     task.held_out,
     task.decode,
-    eos_id=options["eos_id"],
+    eos_id=codec.eos_id,
     task=task,
   )
 

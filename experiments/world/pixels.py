@@ -69,6 +69,14 @@ def build(config: ml_collections.ConfigDict) -> training.Study:
   return training.Study(run, world)
 
 
+def stand_in(config: ml_collections.ConfigDict) -> training.Experiment:
+  """The second stage, whose tokenizer has learnt nothing."""
+  fields_lib.check(config)
+  env = parts_lib.env(config.env)
+  net, tokenizer = autoencoding.parts(config.tokenizer, env)
+  return build_world(config, env, tokenizer, net.init(jax.random.key(0)))
+
+
 def stage(config, name: str) -> ml_collections.ConfigDict:
   """The config of one of the two runs."""
   fields = config.to_dict()

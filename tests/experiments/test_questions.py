@@ -342,7 +342,7 @@ SOLVED = "7=7 3,8=24 2,4=0.5 75,2,3=219 5,5,1=0 3,8,8,3=24 1,5,5,5=24 0,0,4=4"
 def test_solve(case):
   numbers, target = case.split("=")
   row = {"numbers": [*map(int, numbers.split(","))], "target": float(target)}
-  expression = questions.solve(**row)
+  expression = puzzles.make(**row)
   used = sorted(map(int, re.findall(r"\d+", expression)))
   assert used == sorted(row["numbers"])
   assert math.isclose(eval(expression), row["target"], abs_tol=1e-9)
@@ -350,7 +350,7 @@ def test_solve(case):
 
 def test_what_cannot_be_solved():
   for case in (([7], 8), ([1] * 4, 24), ([0, 0], 1), ([], 0), ([1] * 5, 5)):
-    assert questions.solve(*case) is None
+    assert puzzles.make(*case) is None
 
 
 def test_generated_rows_are_the_same_and_differ():

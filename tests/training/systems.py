@@ -19,7 +19,7 @@ from experiments.memorization import arms
 from experiments.olla import toys
 from experiments.pdns import gmm
 from experiments.tr2d2 import custom
-from experiments.world import tiles
+from experiments.world import minatar_pixels, tiles
 from jdiff import training
 from tests.experiments import memorizing
 
@@ -258,6 +258,23 @@ def world(folder):
   return training.build(config), config
 
 
+def world_pixels(folder):
+  """Two runs, of which the second sees through what the first has learnt."""
+  fields = {
+    "net.width": 8,
+    "net.num_heads": 1,
+    "data.num_episodes": 8,
+    "data.num_test": 8,
+    "sampler.num_steps": 1,
+  }
+  # It has the mesh of the whole.
+  tokenizer = {name: n for name, n in loop(4).items() if name != "mesh.data"}
+  tokenizer["warmup_steps"] = 1
+  fields |= {f"tokenizer.{name}": n for name, n in tokenizer.items()}
+  config = changed(minatar_pixels.get_config("smoke"), fields | loop(4))
+  return training.build(config), config
+
+
 SYSTEMS = {
   "mdns": mdns,
   "mdns_split": mdns_split,
@@ -274,6 +291,7 @@ SYSTEMS = {
   "collapse": collapse_digits_,
   "collapse_closed_form": collapse_closed_form,
   "world": world,
+  "world_pixels": world_pixels,
 }
 
 

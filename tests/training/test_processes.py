@@ -25,6 +25,7 @@ GROUPS = {
   "memorization": ("memorization",),
   "collapse": ("collapse",),
   "world": ("world",),
+  "pixels": ("world_pixels",),
 }
 
 STOPPED = "alignflow_minibatch"
@@ -132,6 +133,8 @@ def launches(request, tmp_path_factory):
   `two` and `again` are launches of two processes, `one` is of one.
   """
   names = GROUPS[request.param]
+  if request.param == "pixels":
+    pytest.importorskip("gymnax", exc_type=ImportError)
   folder = tmp_path_factory.mktemp(request.param)
   found = {}
   for name, num, cluster in (
