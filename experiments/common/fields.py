@@ -80,11 +80,11 @@ _COUNTS = """
   num_samples
 """
 _PARTS = """
-  *_per_point *_size dim horizon k max_length modulus num_* oversample
+  *_per_point *_size horizon k max_length modulus num_* oversample
   reference.num_steps thinning tokens_per_step view width window
 """
 _SIDES = """
-  degree num_anchors num_atoms num_modes num_nodes
+  degree dim num_anchors num_atoms num_components num_modes num_nodes
   num_particles num_states num_wells patch_size size sweep.num_layers
 """
 _NATURALS = """
@@ -149,7 +149,7 @@ _LAWS = {
   "lora.targets": NAMES,
   "blanks": SIZES,
   "pretraining_blanks": SIZES,
-  "dims": SIZES,
+  "dims": SIDE._replace(many=True),
   "eval_steps": COUNT._replace(many=True),
   "grid": SIZES,
   "hidden": SIZES,

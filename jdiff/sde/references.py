@@ -161,6 +161,8 @@ def check_tails(target: Target, reference: Reference) -> None:
     norm = jnp.sqrt(jnp.sum(rays.reshape(32, -1) ** 2, axis=1))
     rays = rays / norm.reshape(-1, *[1] * len(target.shape))
 
+    # One program: an energy of many terms takes long one by one.
+    @jax.jit
     def tilt(radius):
       x = radius * std * max(dim, 1) ** 0.5 * rays
       log_prob = jax.vmap(target.log_prob)(x)
