@@ -11,7 +11,7 @@ is needed: pip install "jdiff-research[worlds]".
 |---|---|---|
 | smoke | a few steps, tiny | 2 cores, under 1 min |
 | cpu | Breakout | 2 cores |
-| pod | patches of 4 x 4, axial, clips made in the step | v5e:4x4, compiled only |
+| pod | patches of 4 x 4, clips made in the step | v5e:4x4, compiled only |
 """
 
 import ml_collections
