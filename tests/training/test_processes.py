@@ -31,11 +31,16 @@ GROUPS = {
 STOPPED = "alignflow_minibatch"
 """Told to stop at its second step, in one of the launches."""
 
-SCALES = {"pdns": {"mean_": 6.0}, "memorization_sweep": {"frechet": 8.0}}
+SCALES = {
+  "pdns": {"mean_": 6.0},
+  "memorization_sweep": {"frechet": 8.0},
+  "world_pixels": {"delta_psnr": 8.0},
+}
 """What cancels in a metric, where that is far more than the metric itself.
 
 The averages of PDNS are of coordinates about as large as this; a Fréchet
-distance is what is left of the traces of two covariances in four dimensions.
+distance is what is left of the traces of two covariances in four dimensions;
+and a gap of two PSNRs of decibels like these.
 One process adds eight devices' sums in another order than two do, and float32
 keeps seven digits of what is added.
 """
