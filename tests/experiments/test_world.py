@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from experiments.world import (
+  autoencoding,
   captions,
   craftax,
   envs,
@@ -14,6 +15,7 @@ from experiments.world import (
   latent,
   minatar_pixels,
   parts,
+  pixels,
   pod,
   rooms,
   tile_world,
@@ -428,6 +430,11 @@ def test_a_variant_builds(module, name):
   batch = None
   if built.batches is not None:
     env = parts.env(config.env)
+    if module is minatar_pixels:
+      net, tokenizer = autoencoding.parts(config.tokenizer, env)
+      env = pixels.patch_world(
+        config, env, tokenizer, net.init(jax.random.key(0))
+      )
     batch = jax.eval_shape(
       lambda key: envs.record(
         env, key, config.batch_size, config.data.num_frames
