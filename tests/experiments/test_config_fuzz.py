@@ -41,6 +41,9 @@ FIRST = (
   "world.tiles",
 )
 
+# What these want is not here: a file of one's own, a package that `dev` lacks.
+WANTING = ("tr2d2.custom", "world.rooms")
+
 ANY_TIME = hypothesis.settings(
   derandomize=True,
   database=None,
@@ -301,7 +304,8 @@ def test_odd_values_are_built_or_explained(name):
   def law(example):
     check_outcome(config, *example)
 
-  make(config)
+  if name not in WANTING:
+    make(config)
   law()
 
 
