@@ -1,5 +1,6 @@
 """What masked language models are trained on: tasks, text and sequences."""
 
+import inspect
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -148,7 +149,11 @@ def stand_in(kind: str, **options: Any) -> Corpus:
       )
     ids = (options[name] for name in ("num_tokens", "mask_id", "eos_id"))
     codec = tokenizer_lib.Tokenizer(None, *ids, 0, ())
-  sizes = options["num_prompt"], options["num_completion"]
+  defaults = inspect.signature(questions_lib.load).parameters
+  sizes = [
+    options.get(name, defaults[name].default)
+    for name in ("num_prompt", "num_completion")
+  ]
   questions_lib.check(options["name"], *sizes)
   length = sum(sizes)
 

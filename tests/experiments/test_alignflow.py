@@ -133,7 +133,7 @@ def test_short_run(kind, loss, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:pairing with a bias")
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_labelled_images_from_a_table(tmp_path):
   config = short(
     digits.get_config("smoke"),
